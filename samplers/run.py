@@ -1,0 +1,177 @@
+"""Runs any Table with any denoiser: the one `jax.lax.scan` behind every sampler."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from samplers import table as table_lib
+
+# Streams of a sample's key: rows of the table use fold_in(key, row), imputation another stream.
+_PROJECT_STREAM = 2**31 - 1
+
+
+def run(table: table_lib.Table,
+        denoise: Callable[[jax.Array, jax.Array], jax.Array],
+        x: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        draw: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        guide: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        project: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+        project_draw: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        trajectory: bool = False) -> jax.Array | tuple[jax.Array, jax.Array]:
+  """Runs a table from the state x at its first noise level.
+
+  The same as this loop, where `state` has shape (slots, *x.shape):
+
+    state = [x, 0, 0, ...]
+    for r in range(rows):
+      answer = (denoise, guide, zero, denoise.raw)[kind[r]](state[0], sigma[r])
+      state = mix[r] @ [state; answer] + noise[r] * draw(r, x)
+      if level[r] is a grid point:
+        state[0] = project(state[0], level[r], project_draw(r, x))
+    return state[0]
+
+  Pure, so that it may be compiled, differentiated and mapped; compile it with the table as an
+  argument and every table of the same numbers of rows and slots shares the program. The mix is a
+  sum in a fixed order and in the precision of x, whatever the network computes in.
+
+  Args:
+    table: a Table, on the host or traced.
+    denoise: D(x; sigma), result like x; sigma is a scalar. Rows of kind 3 ask its attribute `raw`
+      where it has one (thresholding and clipping carry it).
+    x: state at the table's first level, x0 + sigma z, shape (batch, height, width, channels).
+    key: one typed key per sample, shape (batch,); a sample's noise depends on its key alone.
+    draw: draw(row, x) -> z like x, in place of a key: replays recorded noise.
+    guide: guidance term in units of eps for rows of kind 1, guide(x, sigma); None is unguided.
+    project: imputation where a step ends, project(x, sigma, z) -> x.
+    project_draw: draw of the imputation's own noise, in place of a key.
+    trajectory: also return the states at the grid points; needs a table on the host.
+
+  Returns:
+    Samples like x; with `trajectory` the pair (samples, states), states of shape
+    (steps + 1, *x.shape), the first being x.
+
+  Raises:
+    ValueError: if x is not a batch of images of floats, if `key` is not one typed key per sample,
+      if the table has noise and neither key nor draw is given, if `project` has no noise, or if
+      an answer is not shaped like x.
+  """
+  _check_state(x)
+  keys = _check_key(key, x)
+  sigma, mix, noise, level = (jnp.asarray(a).astype(x.dtype) for a in (
+      table.sigma, table.mix, table.noise, table.level))
+  answer = _answer(denoise, guide, x)
+  add_noise = _noise_source(table, keys, draw, x)
+  project_draw = _project_source(project, project_draw, keys)
+  steps = _steps(table.level) if trajectory else None
+
+  def step(state, row):
+    r, sigma, kind, mix, noise, drawn, level = row
+    out = answer(kind, state[0], sigma)
+    # The answer first, then the slots in order: slots that a table was padded with add exact
+    # zeros at the end of each sum and leave its rounding alone.
+    state = [functools.reduce(jnp.add, [w[-1] * out, *(w[j] * part for j, part in enumerate(state))])
+             for w in mix]
+    state = add_noise(state, r, noise, drawn)
+    if project is not None:
+      end = jax.lax.cond(jnp.isnan(level), lambda: state[0],
+                         lambda: project(state[0], level, project_draw(r, x)))
+      state = [end, *state[1:]]
+    return state, state[0] if trajectory else None
+
+  state = [x] + [jnp.zeros_like(x)] * (table.mix.shape[1] - 1)
+  # A row that names an interval has a draw, even if its weight is 0: a gradient may depend on it.
+  drawn = jnp.any(noise != 0, axis=1) | ~jnp.isnan(jnp.asarray(table.interval)).any(axis=1)
+  rows = (jnp.arange(table.mix.shape[0]), sigma, jnp.asarray(table.kind), mix, noise, drawn, level)
+  state, states = jax.lax.scan(step, state, rows)
+  if trajectory:
+    return state[0], jnp.concatenate([x[None], states[steps]])
+  return state[0]
+
+
+def _answer(denoise, guide, x):
+  """Returns answer(kind, x, sigma), checked to be shaped like x and cast to its precision."""
+  def checked(name, function):
+    def call(x, sigma):
+      out = function(x, sigma)
+      if out.shape != x.shape:
+        raise ValueError(f'run: {name} must return an image batch like x, shape {x.shape}, got '
+                         f'{out.shape}')
+      return out.astype(x.dtype)
+    return call
+
+  zero = lambda x, sigma: jnp.zeros_like(x)  # noqa: E731 - a branch beside its neighbours
+  branches = [checked('denoise', denoise), checked('guide', guide) if guide else zero, zero]
+  raw = getattr(denoise, 'raw', denoise)
+  if raw is denoise:  # One copy of the network in the program instead of two.
+    return lambda kind, x, sigma: jax.lax.switch(
+        jnp.where(kind == table_lib.RAW, table_lib.DENOISE, kind), branches, x, sigma)
+  branches.append(checked('denoise.raw', raw))
+  return lambda kind, x, sigma: jax.lax.switch(kind, branches, x, sigma)
+
+
+def _noise_source(table, keys, draw, x):
+  """Returns add_noise(state, r, noise, drawn); rows that are not `drawn` cost nothing."""
+  if draw is None and keys is not None:
+    draw = lambda r, x: _normal(keys, r, x)  # noqa: E731
+  traced = isinstance(table.noise, jax.core.Tracer)
+  if draw is None:
+    if traced:  # The values are not known yet: noise that nobody supplies shows itself as NaN.
+      return lambda state, r, noise, drawn: [
+          part + jnp.where(w != 0, jnp.nan, jnp.zeros_like(w)) for part, w in zip(state, noise, strict=True)]
+    if np.any(np.asarray(table.noise)):
+      raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
+                       'key=jax.random.split(jax.random.key(0), batch) or a draw')
+  if draw is None or not (traced or np.any(np.asarray(table.noise))):
+    return lambda state, r, noise, drawn: state
+
+  def add_noise(state, r, noise, drawn):
+    z = jax.lax.cond(drawn, lambda: draw(r, x).astype(x.dtype),
+                     lambda: jnp.zeros_like(x))
+    return [part + w * z for part, w in zip(state, noise, strict=True)]
+  return add_noise
+
+
+def _project_source(project, project_draw, keys):
+  if project is None or project_draw is not None:
+    return project_draw
+  if keys is None:
+    raise ValueError('run: project needs a source of noise, got neither key nor project_draw; pass '
+                     'one of them (a projection without noise may ignore its z)')
+  streams = jax.vmap(lambda key: jax.random.fold_in(key, _PROJECT_STREAM))(keys)
+  return lambda r, x: _normal(streams, r, x)
+
+
+def _normal(keys, r, x):
+  def one(key):
+    return jax.random.normal(jax.random.fold_in(key, r), x.shape[1:], x.dtype)
+  return jax.vmap(one)(keys)
+
+
+def _steps(level) -> np.ndarray:
+  if isinstance(level, jax.core.Tracer):
+    raise ValueError('run: trajectory=True needs a table on the host, since the number of steps '
+                     'is a shape, got a traced one; close over the table instead')
+  return np.flatnonzero(~np.isnan(np.asarray(level)))
+
+
+def _check_state(x) -> None:
+  if getattr(x, 'ndim', None) != 4:
+    raise ValueError('run: x must have shape (batch, height, width, channels), got '
+                     f'{getattr(x, "shape", type(x))}; add the missing axes')
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(f'run: x must be an array of floats, got {x.dtype}; scale images to [-1, 1]')
+
+
+def _check_key(key, x):
+  if key is None:
+    return None
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (x.shape[0],):
+    raise ValueError(f'run: key must be one typed key per sample, shape ({x.shape[0]},), got '
+                     f'{key.dtype} of shape {key.shape}; use jax.random.split(jax.random.key(0), '
+                     f'{x.shape[0]})')
+  return key

@@ -1,0 +1,280 @@
+"""One-step solvers: Euler, Heun, DPM-Solver-2, EDM's Runge-Kutta family and the DPM-Solver of
+k-diffusion. In these variables dx/dsigma = eps = (x - D) / sigma."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from samplers import coefficients, levels as levels_lib, registry
+from samplers.table import Row, Table, assemble
+
+
+@registry.register
+def euler(levels: Sequence[Any], *, xp: Any = np) -> Table:
+  """Builds Euler steps of the probability-flow ODE, in these variables DDIM with eta = 0.
+
+  x' = x + (sigma' - sigma) eps. Order 1.
+
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Eq. 1 with sigma(t) = t; Song et al. 2021
+  (DDIM), arXiv:2010.02502, Eq. 13.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE n and 1 slot.
+  """
+  x, denoised = xp.eye(2)
+  return assemble([Row(s, [denoised + s1 / s * (x - denoised)], level=s1)
+                   for s, s1 in zip(levels, levels[1:], strict=False)], xp)
+
+
+@registry.register
+def ddim(levels: Sequence[Any], *, eta: float = 0.0, xp: Any = np) -> Table:
+  """Builds DDIM steps with noise eta; eta = 0 is Euler, eta = 1 the ancestral DDPM sampler.
+
+  x' = D + down / sigma (x - D) + up z with up^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2
+  and down^2 + up^2 = sigma'^2.
+
+  Source: Song et al. 2021 (DDIM), arXiv:2010.02502, Eq. 12 and 16, divided by sqrt(alpha_bar').
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    eta: strength of the noise, 0 to 1.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE n and 1 slot.
+
+  Raises:
+    ValueError: if eta is not within 0 and 1.
+  """
+  if xp is np and not 0 <= eta <= 1:
+    raise ValueError(f'ddim: eta must be between 0 (deterministic) and 1 (ancestral), got {eta!r}')
+  x, denoised = xp.eye(2)
+  rows = []
+  for s, s1 in zip(levels, levels[1:], strict=False):
+    # Factored so that eta = 0 is the number s1, and a traced eta has a gradient at 0.
+    up = eta * s1 / s * xp.sqrt((s - s1) * (s + s1))
+    down = s1 * xp.sqrt(1 - eta**2 * (s - s1) * (s + s1) / s**2)
+    rows.append(Row(s, [denoised + down / s * (x - denoised)], s1, noise=up, interval=(s, s1)))
+  return assemble(rows, xp)
+
+
+@registry.register
+def heun(levels: Sequence[Any], *, xp: Any = np) -> Table:
+  """Builds Heun steps: the slope is the mean of those at both ends. Order 2.
+
+  A step to 0 is Euler, since eps is not defined there.
+
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Alg. 1 with sigma(t) = t, s(t) = 1.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+  """
+  x, slope, denoised = xp.eye(3)
+  rows = []
+  for s, s1 in zip(levels, levels[1:], strict=False):
+    eps = (x - denoised) / s
+    euler_x = denoised + s1 / s * (x - denoised)
+    if registry.is_zero(s1):
+      rows.append(Row(s, [euler_x, eps], level=s1))
+      continue
+    rows.append(Row(s, [euler_x, eps]))
+    rows.append(Row(s1, [x + (s1 - s) / 2 * ((x - denoised) / s1 - slope), slope], level=s1))
+  return assemble(rows, xp)
+
+
+@registry.register
+def edm(levels: Sequence[Any], *, xp: Any = np) -> Table:
+  """Builds EDM's deterministic sampler, Algorithm 1: `heun`, meant for grids that end in 0.
+
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Alg. 1.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+  """
+  return heun(levels, xp=xp)
+
+
+@registry.register
+def dpm(levels: Sequence[Any], *, r: float = 0.5, xp: Any = np) -> Table:
+  """Builds DPM-Solver-2 steps with an inner level m = sigma'^r sigma^(1 - r). Order 2.
+
+  x' = x + (sigma' - sigma) ((1 - 1 / (2 r)) eps + eps_m / (2 r)). A step to 0 is Euler.
+
+  Source: Lu et al. 2022 (DPM-Solver), arXiv:2206.00927, Alg. 4, in the form of EDM, App. C.2, and
+  of Zhou et al. 2024 (AMED), arXiv:2312.00094. r = 1/2 is k-diffusion's sample_dpm_2.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    r: place of the inner level in log sigma, 0 < r <= 1.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+
+  Raises:
+    ValueError: if r is not within (0, 1].
+  """
+  if xp is np and not 0 < r <= 1:
+    raise ValueError(f'dpm: r must be above 0 and at most 1, got {r!r}; 0.5 is the midpoint')
+  x, slope, denoised = xp.eye(3)
+  rows = []
+  for s, s1 in zip(levels, levels[1:], strict=False):
+    eps = (x - denoised) / s
+    if registry.is_zero(s1):
+      rows.append(Row(s, [denoised, eps], level=s1))
+      continue
+    m = s * (s1 / s)**r
+    rows.append(Row(s, [x + (m - s) * eps, eps]))
+    rest = (s1 - s) * (1 - 0.5 / r) - (m - s)  # What is left of the first slope after the half.
+    rows.append(Row(m, [x + rest * slope + (s1 - s) * 0.5 / r * (x - denoised) / m, slope],
+                    level=s1))
+  return assemble(rows, xp)
+
+
+@registry.register
+def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str = 'linear',
+       scaling: str = 'none', sigma_min: float | None = None, sigma_max: float | None = None,
+       epsilon_s: float = 1e-3, xp: Any = np) -> Table:
+  """Builds EDM's family of Runge-Kutta steps in t, for a noise schedule and a scaling.
+
+  With state s(t) x and noise level sigma(t), dx~/dt = f(x~, t) = (sigma'/sigma + s'/s) x~
+  - sigma' s / sigma D(x~ / s; sigma). Order 2: k1 = f(x~, t), k2 = f(x~ + c h k1, t + c h),
+  x~' = x~ + h ((1 - 1/(2 c)) k1 + k2 / (2 c)). A step to 0 is Euler. c = 1 is Heun, 1/2 the
+  midpoint, 2/3 Ralston. The Table holds x = x~ / s.
+
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Table 1, Eq. 4 and Alg. 3 (deterministic);
+  the Runge-Kutta baseline of SEEDS, arXiv:2305.14267.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    order: 1 or 2.
+    c: node of the second stage, 0 < c <= 1; EDM's alpha.
+    schedule: sigma(t): 'vp' (variance preserving), 've' (sqrt(t)) or 'linear' (t).
+    scaling: s(t): 'none' (1) or 'vp' (1 / sqrt(1 + sigma^2)).
+    sigma_min: level that the vp schedule has at epsilon_s; None: the grid's last above 0.
+    sigma_max: level that the vp schedule has at t = 1; None: the grid's first.
+    epsilon_s: time of sigma_min in the vp schedule.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE n (order 1), 2 n (order 2; 2 n - 1 if the grid ends in 0), 2 slots.
+
+  Raises:
+    ValueError: if order, c, schedule or scaling is not one of the above.
+  """
+  registry.check_order('rk', order, 2, 'order')
+  registry.check_choice('rk', 'schedule', schedule, ('vp', 've', 'linear'))
+  registry.check_choice('rk', 'scaling', scaling, ('none', 'vp'))
+  if xp is np and not 0 < c <= 1:
+    raise ValueError(f'rk: c must be above 0 and at most 1, got {c!r}; 1 is Heun')
+  low = levels[-2] if registry.is_zero(levels[-1]) else levels[-1]
+  time_of, sigma_of, slope_of = _noise_schedule(
+      schedule, low if sigma_min is None else sigma_min,
+      levels[0] if sigma_max is None else sigma_max, epsilon_s, xp)
+
+  def scale(sigma):
+    return 1 / xp.sqrt(1 + sigma**2) if scaling == 'vp' else 1.0
+
+  def velocity(x, denoised, sigma, t):  # f at x~ = s x; s'/s = -sigma sigma' s^2 for vp scaling.
+    s, dsigma = scale(sigma), slope_of(sigma, t)
+    drift = dsigma / sigma - (sigma * dsigma * s**2 if scaling == 'vp' else 0.0)
+    return s * (drift * x - dsigma / sigma * denoised)
+
+  x, slope, denoised = xp.eye(3)
+  rows = []
+  for sigma, sigma1 in zip(levels, levels[1:], strict=False):
+    t, t1 = time_of(sigma), 0.0 if registry.is_zero(sigma1) else time_of(sigma1)
+    h = t1 - t
+    k1 = velocity(x, denoised, sigma, t)
+    if order == 1 or registry.is_zero(sigma1):
+      rows.append(Row(sigma, [(scale(sigma) * x + h * k1) / scale(sigma1), k1], level=sigma1))
+      continue
+    whole = isinstance(c, float | int) and c == 1
+    t2, sigma2 = (t1, sigma1) if whole else (t + c * h, sigma_of(t + c * h))
+    rows.append(Row(sigma, [(scale(sigma) * x + c * h * k1) / scale(sigma2), k1]))
+    k2 = velocity(x, denoised, sigma2, t2)
+    end = scale(sigma2) * x + h * ((1 - 0.5 / c - c) * slope + 0.5 / c * k2)
+    rows.append(Row(sigma2, [end / scale(sigma1), slope], level=sigma1))
+  return assemble(rows, xp)
+
+
+def _noise_schedule(schedule, sigma_min, sigma_max, epsilon_s, xp):
+  """Returns t(sigma), sigma(t) and sigma'(t) as a function of (sigma, t)."""
+  if schedule == 'linear':
+    return (lambda sigma: sigma), (lambda t: t), lambda sigma, t: 1.0
+  if schedule == 've':
+    return (lambda sigma: sigma**2), xp.sqrt, lambda sigma, t: 0.5 / sigma
+  beta = levels_lib.vp_constants(sigma_min, sigma_max, epsilon_s, xp=xp)
+  return (lambda sigma: levels_lib.vp_time_of_sigma(sigma, *beta, xp=xp),
+          lambda t: levels_lib.sigma_of_vp_time(t, *beta, xp=xp),
+          lambda sigma, t: 0.5 * (beta[0] * t + beta[1]) * (sigma + 1 / sigma))
+
+
+@registry.register
+def dpm_fast(levels: Sequence[Any], *, xp: Any = np) -> Table:
+  """Builds DPM-Solver-fast: singlestep orders 3, ..., 3 and a lower end for a budget of n NFE.
+
+  The grid gives the budget n (its number of steps) and the range; the levels are the method's own,
+  n // 3 + 1 equal steps of log sigma. The last orders are 2, 1 if n is divisible by 3, else
+  n mod 3. Order 2 as a whole (3 if n mod 3 = 2).
+
+  Source: Lu et al. 2022 (DPM-Solver), arXiv:2206.00927, Sec. 3.4; k-diffusion's sample_dpm_fast.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last must be above 0.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE n and 3 slots.
+
+  Raises:
+    ValueError: if the grid ends in 0.
+  """
+  if registry.is_zero(levels[-1]):
+    raise ValueError('dpm_fast: sigmas must end above 0 since its steps are equal in log sigma, got '
+                     'a last level 0; end at sigma_min and add denoise_to_zero')
+  n = len(levels) - 1
+  orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
+  h = xp.log(levels[0] / levels[-1]) / len(orders)
+  grid = [levels[0] * xp.exp(-h * i) for i in range(len(orders))] + [levels[-1]]
+  rows = []
+  for order, s, s1 in zip(orders, grid, grid[1:], strict=False):
+    rows += _singlestep(order, s, s1, h, xp)
+  return assemble(rows, xp)
+
+
+def _singlestep(order, s, s1, h, xp):
+  """Rows of DPM-Solver-1, -2 (r = 1/2) or -3 (r = 1/3, 2/3); slots: state, start, first eps."""
+  x, start, eps0, denoised = xp.eye(4)
+  phi = lambda k, z: coefficients.phi(k, z, xp)  # noqa: E731 - as in the paper
+  eps = (x - denoised) / s
+  if order == 1:
+    return [Row(s, [denoised + s1 / s * (x - denoised), start, eps0], level=s1)]
+  r1 = 1 / order
+  m1 = s * xp.exp(-r1 * h)
+  rows = [Row(s, [x + (m1 - s) * eps, x, eps])]
+  eps = (x - denoised) / m1
+  if order == 2:
+    end = start + (s1 - s) * eps0 + (s1 - s) / (2 * r1) * (eps - eps0)
+    return [*rows, Row(m1, [end, start, eps0], level=s1)]
+  r2 = 2 * r1
+  m2 = s * xp.exp(-r2 * h)
+  # (e^z - 1) / z - 1 = z phi_2(z), and s1 (e^h - 1) = s - s1.
+  middle = start + (m2 - s) * eps0 - m2 * (r2 / r1) * r2 * h * phi(2, r2 * h) * (eps - eps0)
+  rows.append(Row(m1, [middle, start, eps0]))
+  eps = (x - denoised) / m2
+  end = start + (s1 - s) * eps0 - s1 * h * phi(2, h) / r2 * (eps - eps0)
+  return [*rows, Row(m2, [end, start, eps0], level=s1)]

@@ -1,0 +1,131 @@
+"""Noise schedules by name: the registry and the checked way to a grid."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from samplers import grids, registry, table_grids
+from samplers import levels as levels_lib
+
+SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function for function in (
+    grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
+    grids.edm, grids.vp, grids.ve, table_grids.iddpm, grids.karras, grids.exponential,
+    grids.polyexponential, grids.kvp, table_grids.normal, table_grids.sgm_uniform,
+    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, grids.explicit)}
+"""Schedule by name: function(num_steps, sigma_min, sigma_max, **options) -> levels."""
+
+_RANGE = ('num_steps', 'sigma_min', 'sigma_max')
+
+
+def schedule_options(name: str) -> dict[str, Any]:
+  """Returns the options of a schedule with their defaults, read from its signature.
+
+  Args:
+    name: a key of SCHEDULES.
+
+  Returns:
+    Option name -> default value, None for an option that has to be given; num_steps, sigma_min and
+    sigma_max, which all schedules take, are left out.
+
+  Raises:
+    ValueError: if the name is unknown; it lists the known ones.
+  """
+  return {option: None if parameter.default is parameter.empty else parameter.default
+          for option, parameter in _parameters(name).items() if option not in _RANGE}
+
+
+def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = None,
+             sigma_max: float | None = None, *, levels: Sequence[float] | None = None,
+             **options: Any) -> np.ndarray:
+  """Returns a decreasing grid of noise levels, checked.
+
+  Ending at sigma_min: polynomial, logsnr, time_uniform, discrete. Ending in 0 after num_steps
+  positive levels: edm, vp, ve, iddpm, karras, exponential, polyexponential, kvp, normal,
+  sgm_uniform, beta, kl_optimal, linear_quadratic, ays. As given: explicit.
+
+  Example: schedule('polynomial', 10, 0.002, 80.0, rho=5).
+
+  Args:
+    name: a key of SCHEDULES.
+    num_steps: number of intervals, >= 1. Unused by explicit.
+    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays and explicit.
+    sigma_max: first level, > sigma_min. Unused by kvp, ays and explicit.
+    levels: the levels of a network that knows no others, in any order: every positive level of the
+      grid is replaced by the nearest positive one of them.
+    **options: the schedule's own, see `schedule_options(name)`.
+
+  Returns:
+    np.float64 of shape (num_steps + 1,), strictly decreasing to a level >= 0; beta with a table may
+    be shorter, explicit is as long as its list.
+
+  Raises:
+    ValueError: if the name or an option is unknown, an option or an end of the range is missing or
+      out of range, or the grid would not decrease.
+  """
+  parameters = _parameters(name)
+  for option in options:
+    if option not in parameters:
+      known = schedule_options(name)
+      raise ValueError(f'{name}: {registry.unknown("option", option, known)}')
+  for option, parameter in parameters.items():
+    if (option not in _RANGE and parameter.default is parameter.empty
+        and options.get(option) is None):
+      raise ValueError(f'{name}: {option} must be given, got None; {_REMEDIES[option]}')
+  given = dict(zip(_RANGE, (num_steps, sigma_min, sigma_max), strict=True))
+  needed = {option for option in _RANGE if parameters[option].default is inspect.Parameter.empty}
+  grid = SCHEDULES[name](**_check_range(name, given, needed), **options)
+  if levels is not None:
+    grid = _round(name, grid, levels)
+  return registry.check_grid(name, grid)
+
+
+_REMEDIES = {
+    'sigmas': 'give two or more decreasing levels',
+    'model': f'choose one of {", ".join(table_grids.AYS_LEVELS)}',
+    'alphas_cumprod': "give the network's alpha_bar by training step, or one of "
+                      f'{", ".join(levels_lib.ALPHAS_CUMPROD)}',
+}
+
+
+def _parameters(name):
+  if name not in SCHEDULES:
+    raise ValueError(f'schedule: {registry.unknown("schedule", name, SCHEDULES)}')
+  return inspect.signature(SCHEDULES[name]).parameters
+
+
+def _check_range(name, given, needed):
+  """The number of steps and the range, as numbers where they are given, checked."""
+  num_steps, low, high = given.values()
+  if num_steps is not None or 'num_steps' in needed:
+    if not grids.is_integer(num_steps) or num_steps < 1:
+      raise ValueError(f'{name}: num_steps must be an integer of at least 1, got {num_steps!r}; it '
+                       'counts the intervals between levels')
+    num_steps = int(num_steps)
+  for option, value, remedy in (('sigma_min', low, "the model's lowest level is the usual choice"),
+                                ('sigma_max', high, "the model's highest level is usual")):
+    if value is not None or option in needed:
+      grids.check_positive(name, option, value, remedy)
+  low, high = (None if value is None else float(value) for value in (low, high))
+  if low is not None and high is not None and high <= low:
+    raise ValueError(f'{name}: sigma_max must be above sigma_min, got {high:g} and {low:g}; swap '
+                     'them or widen the range')
+  return {'num_steps': num_steps, 'sigma_min': low, 'sigma_max': high}
+
+
+def _round(name, grid, levels):
+  """Rounds positive levels to a network's; its level 0 does not count, since a step needs > 0."""
+  levels = levels_lib.to_array(name, 'levels', levels)
+  bad = np.flatnonzero(~(np.isfinite(levels) & (levels >= 0)))
+  if bad.size or levels.ndim != 1 or not np.any(levels > 0):
+    got = f'{levels[bad[0]]} at index {bad[0]}' if bad.size and levels.ndim == 1 else levels
+    raise ValueError(f'{name}: levels must be a list of finite numbers >= 0, one of them above 0, '
+                     f"got {got}; give the network's own levels")
+  rounded = np.where(grid > 0, levels_lib.round_to_levels(grid, levels[levels > 0]), 0.0)
+  twice = np.flatnonzero(np.diff(rounded) >= 0)
+  if twice.size:
+    raise ValueError(f'{name}: num_steps must be low enough for the grid to decrease after rounding '
+                     f'to the {np.sum(levels > 0)} levels, got {rounded[twice[0]]:g} twice at index '
+                     f'{twice[0] + 1}; ask for fewer steps or a wider range')
+  return rounded

@@ -1,0 +1,304 @@
+"""Laws that every solver of the registry obeys. `cases` lists the solvers; nothing here names one,
+except for the identities between them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import samplers
+from tests import reference
+from tests.samplers import cases
+
+ROWS, SLOTS = 1000, 5
+HIGH, LOW = 10.0, 0.1
+MEAN, STD = 0.7, 0.5
+START = np.full((1, 1, 1, 1), 11.0)
+
+every_case = pytest.mark.parametrize('case', cases.ALL, ids=str)
+
+
+def grid(n, low=LOW, high=HIGH, rho=7):
+  return samplers.schedule('polynomial', n, low, high, rho=rho)
+
+
+def test_every_solver_has_a_case():
+  assert {case.name for case in cases.ALL} == set(samplers.SOLVERS)
+
+
+# -- Order of convergence -------------------------------------------------------------------------
+
+
+@functools.cache
+def gaussian_run():
+  """run(table, x, first, exact_above): the states at levels from exact_above on are exact."""
+  denoise = reference.gaussian_denoiser(STD, MEAN)
+
+  def run(table, x, first, exact_above):
+    def project(state, sigma, z):
+      del z
+      scale = jnp.sqrt((STD**2 + sigma**2) / (STD**2 + first**2))
+      return jnp.where(sigma >= exact_above, MEAN + (x - MEAN) * scale, state)
+    return samplers.run(table, denoise, x, project=project, project_draw=lambda r, x: x)
+  return jax.jit(run)
+
+
+def gaussian_error(case, sigmas, exact_start=True):
+  """Error at the last level, given exact states at the first four steps' ends or the start alone."""
+  table = samplers.make(case.name, sigmas, **cases.with_full_order(case))
+  exact_above = sigmas[4] if exact_start else np.inf
+  end = gaussian_run()(samplers.pad(table, ROWS, SLOTS), jnp.asarray(START), sigmas[0], exact_above)
+  return abs(end.item() - reference.gaussian_flow(START, sigmas[0], sigmas[-1], STD, MEAN).item())
+
+
+def measured_order(case, make_grid, n=240):
+  return np.log2(gaussian_error(case, make_grid(n)) / gaussian_error(case, make_grid(2 * n)))
+
+
+@pytest.mark.parametrize('case', cases.CASES + cases.PUBLISHED_THIRD, ids=str)
+def test_order_of_convergence(case):
+  assert measured_order(case, grid) == pytest.approx(case.order, abs=0.2)
+
+
+@pytest.mark.parametrize('case', cases.EQUAL_STEPS, ids=str)
+def test_order_of_the_weights_for_equal_steps(case):
+  """The full order on the grid that the weights were made for; on a smooth other one at most 2.
+
+  There the step ratio is 1 + O(1/n), so that the weights are wrong by O(1/n) and their error
+  meets a first difference of eps, O(1/n) too: second order is left from order 2 on.
+  """
+  uniform = functools.partial(grid, low=1.0, high=4.0, rho=1)
+  assert measured_order(case, uniform) == pytest.approx(case.order, abs=0.2)
+  assert measured_order(case, grid) == pytest.approx(min(case.order, 2), abs=0.2)
+
+
+@pytest.mark.parametrize('case', cases.PUBLISHED_SUM, ids=str)
+def test_published_deis_sum_adds_an_error_of_second_order(case):
+  """Beside the exact integrals: below 1e-4 of Euler's error, but no faster than h^2."""
+  exact = case._replace(options={**case.options, 'quadrature': 'exact'})
+
+  def ends(n):
+    tables = [samplers.make(c.name, grid(n), **c.options) for c in (case, exact)]
+    return [gaussian_run()(samplers.pad(table, ROWS, SLOTS), jnp.asarray(START), HIGH,
+                           np.inf).item() for table in tables]
+
+  gaps = [abs(np.subtract(*ends(n))) for n in (30, 60)]
+  assert np.log2(gaps[0] / gaps[1]) == pytest.approx(2, abs=0.2)
+  assert gaps[1] < 1e-4 * gaussian_error(cases.CASES[0], grid(60))
+
+
+# -- Identities -----------------------------------------------------------------------------------
+
+
+def maps(name, sigmas, **options):
+  return reference.linear_map(samplers.make(name, sigmas, **options))
+
+
+@pytest.mark.parametrize('last', [0.0, 0.002])
+@pytest.mark.parametrize('name, options', [
+    ('ddim', {}), ('dpmpp', {'max_order': 1}), ('dpmpp', {'max_order': 1, 'predict_x0': False}),
+    ('ipndm', {'max_order': 1}), ('ipndm_v', {'max_order': 1}), ('lms', {'order': 1}),
+    ('deis', {'max_order': 1, 'mode': 'rhoab'}), ('rk', {'order': 1}),
+    ('unipc', {'max_order': 1, 'corrector': False}),
+    ('unipc', {'max_order': 1, 'corrector': False, 'predict_x0': False})])
+def test_first_order_members_are_euler(name, options, last):
+  sigmas = [*grid(6, 0.01, 80.0), last]
+  # 80 is the size of the entries, and lam differences of a noise prediction carry it as rounding.
+  np.testing.assert_allclose(maps(name, sigmas, **options), maps('euler', sigmas), atol=1e-12)
+
+
+@pytest.mark.parametrize('first, second', [
+    (('unipc', {'max_order': 2, 'corrector': False, 'lower_order_final': True}),
+     ('dpmpp', {'max_order': 2, 'lower_order_final': True})),
+    (('unipc', {'max_order': 2, 'corrector': False, 'predict_x0': False}),
+     ('dpmpp', {'max_order': 2, 'predict_x0': False})),
+    (('unipc', {'max_order': 3, 'corrector': False, 'lower_order_final': False}),
+     ('dpmpp', {'max_order': 3, 'third': 'exact', 'lower_order_final': False})),
+    (('lms', {'order': 4}), ('ipndm_v', {'max_order': 4})),
+    (('deis', {'max_order': 3, 'mode': 'rhoab'}), ('ipndm_v', {'max_order': 3})),
+    (('edm', {}), ('heun', {})), (('rk', {}), ('heun', {})),
+    (('dpmpp_2m', {}), ('dpmpp', {'max_order': 2, 'lower_order_final': False}))])
+def test_two_names_of_one_solver(first, second):
+  sigmas = grid(7, 0.02, 80.0)
+  np.testing.assert_allclose(maps(first[0], sigmas, **first[1]),
+                             maps(second[0], sigmas, **second[1]), atol=1e-11)
+
+
+@pytest.mark.parametrize('order', [2, 3, 4])
+def test_weights_for_equal_steps_are_exact_on_a_uniform_grid(order):
+  sigmas = grid(9, 1.0, 4.0, rho=1)
+  np.testing.assert_allclose(maps('ipndm', sigmas, max_order=order),
+                             maps('ipndm_v', sigmas, max_order=order), atol=1e-12)
+
+
+# -- Invariants -----------------------------------------------------------------------------------
+
+
+def grids_of(case, n=6):
+  positive = grid(n, 0.05, 20.0)
+  return [positive, np.append(positive[:-1], 0.0)] if case.to_zero else [positive]
+
+
+@every_case
+def test_nfe_and_levels(case):
+  """Evaluations are as announced, and the steps end at the grid (at their own for dpm_fast)."""
+  for n in (2, 6, 11):
+    sigmas = grid(n)
+    table = samplers.make(case.name, sigmas, **case.options)
+    assert table.nfe == case.nfe(n)
+    assert table.nfe == np.isin(table.kind, (0, 3)).sum()
+    ends = table.level[~np.isnan(table.level)]
+    if case.name == 'dpm_fast':
+      assert ends[-1] == sigmas[-1] and len(ends) == n // 3 + 1
+    else:
+      np.testing.assert_array_equal(ends, sigmas[1:])
+
+
+@every_case
+def test_constants_are_preserved(case):
+  """Where the denoiser always answers c, the state c stays c: the coefficients sum to one.
+
+  Not under vp scaling: there Runge-Kutta integrates c s(t), which is no polynomial in t.
+  """
+  if case.options.get('scaling') == 'vp':
+    pytest.skip('a constant is not constant in these coordinates')
+  value = jnp.full((1, 2, 2, 1), 0.7)
+  for sigmas in grids_of(case):
+    table = samplers.make(case.name, sigmas, **case.options)
+    end = samplers.run(samplers.pad(table, 20, SLOTS), lambda x, sigma: value, value)
+    np.testing.assert_allclose(end, value, rtol=1e-12)
+
+
+@every_case
+def test_first_step_for_free_and_denoise_to_zero(case):
+  """AFS is exact for unit Gaussian data in its first evaluation, and saves it."""
+  sigmas, denoise = grid(6), reference.gaussian_denoiser(1.0)
+  x = jnp.asarray(START)
+  plain, free, zero = (samplers.make(case.name, sigmas, **case.options, **more) for more in (
+      {}, {'afs': True}, {'denoise_to_zero': True}))
+  assert free.nfe == plain.nfe - 1 and zero.nfe == plain.nfe + 1
+  end, end_free, end_zero = (samplers.run(samplers.pad(table, 20, SLOTS), denoise, x) for table in (
+      plain, free, zero))
+  if case.name != 'ddim':  # (Same slope x / (1 + sigma^2)^(1/2) or x sigma / (1 + sigma^2).)
+    assert not np.allclose(end, end_free, rtol=1e-6)
+  np.testing.assert_allclose(end_zero, denoise(end, sigmas[-1]), rtol=1e-12)
+
+
+@every_case
+def test_padding_changes_nothing_bit_for_bit(case):
+  x = np.random.default_rng(0).standard_normal((3, 4, 4, 3)).astype(np.float32) * 20
+  denoise = reference.gaussian_denoiser(STD, MEAN)
+  run = jax.jit(functools.partial(samplers.run, denoise=denoise))
+  table = samplers.make(case.name, grid(5, 0.05, 20.0), **case.options)
+  plain = run(table, x=x)
+  padded = run(samplers.pad(table, table.rows + 7, table.slots + 2), x=x)
+  np.testing.assert_array_equal(np.asarray(plain), np.asarray(padded))
+
+
+# -- Traced tables --------------------------------------------------------------------------------
+
+
+@every_case
+def test_make_and_build_agree(case):
+  for sigmas in grids_of(case, n=4):
+    ends_in_zero = sigmas[-1] == 0
+    more = {'afs': True, 'denoise_to_zero': not ends_in_zero}
+    made = samplers.make(case.name, sigmas, **case.options, **more)
+    built = samplers.build(case.name, jnp.asarray(sigmas), **case.options, **more)
+    for field in ('sigma', 'kind', 'mix', 'noise', 'level', 'interval'):
+      np.testing.assert_allclose(getattr(built, field), getattr(made, field), rtol=1e-10,
+                                 atol=1e-12, err_msg=field)
+
+
+@every_case
+def test_gradient_with_respect_to_the_grid(case):
+  """Forward through a traced table and the scan, against a central difference."""
+  sigmas, denoise = jnp.asarray(grid(4, 0.2, 5.0)), reference.gaussian_denoiser(STD, MEAN)
+  direction = jnp.asarray([0.3, -0.2, 0.1, 0.05, 0.02])
+
+  def end(step):
+    table = samplers.build(case.name, sigmas + step * direction, final_zero=False, **case.options)
+    return samplers.run(table, denoise, jnp.asarray(START) / 2)
+
+  def value(step):
+    table = samplers.make(case.name, np.asarray(sigmas + step * direction), **case.options)
+    return samplers.run(samplers.pad(table, 20, SLOTS), denoise, jnp.asarray(START) / 2).item()
+
+  step = 1e-5
+  _, slope = jax.jvp(end, (0.0,), (1.0,))
+  # Central differences: 1e-10 of truncation and 1e-15 / 1e-5 of rounding.
+  assert slope.item() == pytest.approx((value(step) - value(-step)) / (2 * step), rel=1e-6)
+
+
+@pytest.mark.parametrize('case', {case.name: case for case in cases.ALL}.values(), ids=str)
+def test_reverse_gradient_inside_jit(case):
+  """The way a grid is learned: one compiled gradient, equal to the forward one."""
+  sigmas, denoise = jnp.asarray(grid(3, 0.2, 5.0)), reference.gaussian_denoiser(STD, MEAN)
+
+  def end(sigmas):
+    table = samplers.build(case.name, sigmas, **case.options)
+    return samplers.run(table, denoise, jnp.asarray(START) / 2).sum()
+
+  _, forward = jax.jvp(end, (sigmas,), (jnp.ones_like(sigmas),))
+  backward = jax.jit(jax.grad(end))(sigmas).sum()
+  assert backward.item() == pytest.approx(forward.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize('name, option, value', [
+    ('dpm', 'r', 0.4), ('rk', 'c', 0.7), ('ddim', 'eta', 0.0), ('ddim', 'eta', 0.5)])
+def test_gradient_with_respect_to_free_coefficients(name, option, value):
+  sigmas, denoise = jnp.asarray(grid(4, 0.2, 5.0)), reference.gaussian_denoiser(STD, MEAN)
+
+  def end(value):
+    table = samplers.build(name, sigmas, **{option: value})
+    return samplers.run(table, denoise, jnp.asarray(START), draw=lambda r, x: jnp.ones_like(x)).sum()
+
+  step = 1e-5
+  difference = (end(value + step) - end(value - step)).item() / (2 * step)
+  assert jax.grad(end)(value) == pytest.approx(difference, rel=1e-6)
+
+
+# -- Precision and compilation --------------------------------------------------------------------
+
+
+@every_case
+def test_float32_follows_float64(case):
+  """Rounding of the float32 path on the mixture, from 80 to 0.002 in 10 steps.
+
+  The largest error seen over the registry is 1.4e-5, with values of size 1.
+  """
+  mixture = reference.load('ode')[1]['mixture_small']
+  denoise = reference.mixture_denoiser(mixture)
+  table = samplers.make(case.name, grid(10, 0.002, 80.0), **case.options)
+  x = np.random.default_rng(1).standard_normal((2, *mixture['mu'].shape[1:])) * 80.0
+  double = np.asarray(samplers.run(samplers.pad(table, 30, SLOTS), denoise, jnp.asarray(x)))
+  with jax.enable_x64(False):
+    single = np.asarray(samplers.run(samplers.pad(table, 30, SLOTS), denoise, jnp.asarray(x)))
+  assert single.dtype == np.float32
+  np.testing.assert_allclose(single, double, rtol=0, atol=1e-4)
+
+
+def test_one_compilation_serves_all_solvers_grids_and_nfe():
+  traces = []
+  denoise = reference.gaussian_denoiser(STD, MEAN)
+
+  @jax.jit
+  def sample(table, x):
+    traces.append(1)
+    return samplers.run(table, denoise, x)
+
+  seen = set()
+  for case in cases.ALL:
+    for n in (3, 10, 20):
+      for name in ('polynomial', 'logsnr', 'karras'):
+        if name == 'karras' and not case.to_zero:
+          continue
+        table = samplers.make(case.name, samplers.schedule(name, n, LOW, HIGH), **case.options)
+        if 3 <= table.nfe <= 20:
+          end = sample(samplers.pad(table, 45, SLOTS), jnp.asarray(START))
+          assert np.isfinite(end).all()
+          seen.add(table.nfe)
+  assert seen >= {3, 5, 6, 10, 19, 20}
+  assert len(traces) == 1 and sample._cache_size() == 1
