@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samplers import levels as levels_lib
-from samplers import registry
+from samplers import levels as levels_lib, registry
 
 # Ending at sigma_min.
 
@@ -171,8 +170,8 @@ def kvp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None 
 def kl_optimal(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
   """Returns levels equally spaced in atan(sigma), then 0.
 
-  Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507, Sec. 3.1 (optimal in KL divergence
-  for Gaussian data), in ComfyUI's form. The original divides 0 by 0 for one step.
+  Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507, Sec. 3.1 (optimal in KL
+  divergence for Gaussian data), in ComfyUI's form. The original divides 0 by 0 for one step.
   """
   fractions = _fractions(num_steps)
   grid = np.tan(fractions * np.arctan(sigma_min) + (1 - fractions) * np.arctan(sigma_max))

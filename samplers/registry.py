@@ -111,10 +111,13 @@ def check_grid(name: str, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     np.float64 of shape (n + 1,).
 
   Raises:
-    ValueError: if there are fewer than two levels, one is not finite or below 0, or the next is
-      not lower.
+    ValueError: if there are fewer than two levels, one is not a finite number or below 0, or
+      the next is not lower.
   """
-  levels = np.asarray(sigmas, np.float64)
+  try:
+    levels = np.asarray(sigmas, np.float64)
+  except (TypeError, ValueError):
+    raise ValueError(f'{name}: sigmas must be numbers, got {sigmas!r}') from None
   if levels.ndim != 1 or len(levels) < 2:
     raise ValueError(f'{name}: sigmas must be a list of two or more levels, got '
                      f'{levels.size if levels.ndim < 2 else levels.shape}; num_steps = 1 makes two')

@@ -71,10 +71,10 @@ def run(table: table_lib.Table,
 
   def step(state, row):
     r, sigma, kind, mix, noise, drawn, level = row
-    out = answer(kind, state[0], sigma)
     # The answer first, then the slots in order: slots that a table was padded with add exact
     # zeros at the end of each sum and leave its rounding alone.
-    state = [functools.reduce(jnp.add, [w[-1] * out, *(w[j] * part for j, part in enumerate(state))])
+    parts = [answer(kind, state[0], sigma), *state]
+    state = [functools.reduce(jnp.add, (w[j - 1] * part for j, part in enumerate(parts)))
              for w in mix]
     state = add_noise(state, r, noise, drawn)
     if project is not None:
@@ -104,36 +104,43 @@ def _answer(denoise, guide, x):
       return out.astype(x.dtype)
     return call
 
-  zero = lambda x, sigma: jnp.zeros_like(x)  # noqa: E731 - a branch beside its neighbours
-  branches = [checked('denoise', denoise), checked('guide', guide) if guide else zero, zero]
+  def nothing(x, sigma):
+    del sigma
+    return jnp.zeros_like(x)
+
   raw = getattr(denoise, 'raw', denoise)
-  if raw is denoise:  # One copy of the network in the program instead of two.
-    return lambda kind, x, sigma: jax.lax.switch(
-        jnp.where(kind == table_lib.RAW, table_lib.DENOISE, kind), branches, x, sigma)
-  branches.append(checked('denoise.raw', raw))
-  return lambda kind, x, sigma: jax.lax.switch(kind, branches, x, sigma)
+  branches = [checked('denoise', denoise), checked('guide', guide) if guide else nothing, nothing]
+  if raw is not denoise:
+    branches.append(checked('denoise.raw', raw))
+
+  def answer(kind, x, sigma):
+    if raw is denoise:  # One copy of the network in the program instead of two.
+      kind = jnp.where(kind == table_lib.RAW, table_lib.DENOISE, kind)
+    return jax.lax.switch(kind, branches, x, sigma)
+  return answer
 
 
 def _noise_source(table, keys, draw, x):
   """Returns add_noise(state, r, noise, drawn); rows that are not `drawn` cost nothing."""
-  if draw is None and keys is not None:
-    draw = lambda r, x: _normal(keys, r, x)  # noqa: E731
   traced = isinstance(table.noise, jax.core.Tracer)
-  if draw is None:
-    if traced:  # The values are not known yet: noise that nobody supplies shows itself as NaN.
-      return lambda state, r, noise, drawn: [
-          part + jnp.where(w != 0, jnp.nan, jnp.zeros_like(w)) for part, w in zip(state, noise, strict=True)]
-    if np.any(np.asarray(table.noise)):
-      raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
-                       'key=jax.random.split(jax.random.key(0), batch) or a draw')
-  if draw is None or not (traced or np.any(np.asarray(table.noise))):
+  if not traced and not np.any(np.asarray(table.noise)):
     return lambda state, r, noise, drawn: state
+  if draw is None and keys is None and not traced:
+    raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
+                     'key=jax.random.split(jax.random.key(0), batch) or a draw')
+  if draw is None and keys is not None:
+    draw = functools.partial(_normal, keys)
+
+  def sourceless(state, r, noise, drawn):
+    # Whether a traced table has noise is not known: noise that nobody supplies shows as NaN.
+    del r, drawn
+    return [part + jnp.where(weight == 0, weight, jnp.nan)
+            for part, weight in zip(state, noise, strict=True)]
 
   def add_noise(state, r, noise, drawn):
-    z = jax.lax.cond(drawn, lambda: draw(r, x).astype(x.dtype),
-                     lambda: jnp.zeros_like(x))
-    return [part + w * z for part, w in zip(state, noise, strict=True)]
-  return add_noise
+    z = jax.lax.cond(drawn, lambda: draw(r, x).astype(x.dtype), lambda: jnp.zeros_like(x))
+    return [part + weight * z for part, weight in zip(state, noise, strict=True)]
+  return sourceless if draw is None else add_noise
 
 
 def _project_source(project, project_draw, keys):
@@ -143,7 +150,7 @@ def _project_source(project, project_draw, keys):
     raise ValueError('run: project needs a source of noise, got neither key nor project_draw; pass '
                      'one of them (a projection without noise may ignore its z)')
   streams = jax.vmap(lambda key: jax.random.fold_in(key, _PROJECT_STREAM))(keys)
-  return lambda r, x: _normal(streams, r, x)
+  return functools.partial(_normal, streams)
 
 
 def _normal(keys, r, x):

@@ -1,5 +1,7 @@
-"""One-step solvers: Euler, Heun, DPM-Solver-2, EDM's Runge-Kutta family and the DPM-Solver of
-k-diffusion. In these variables dx/dsigma = eps = (x - D) / sigma."""
+"""One-step solvers: Euler, DDIM, Heun, DPM-Solver-2, EDM's Runge-Kutta family, DPM-Solver-fast.
+
+In these variables dx/dsigma = eps = (x - D) / sigma.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -196,7 +198,7 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
   x, slope, denoised = xp.eye(3)
   rows = []
   for sigma, sigma1 in zip(levels, levels[1:], strict=False):
-    t, t1 = time_of(sigma), 0.0 if registry.is_zero(sigma1) else time_of(sigma1)
+    t, t1 = time_of(sigma), time_of(sigma1)
     h = t1 - t
     k1 = velocity(x, denoised, sigma, t)
     if order == 1 or registry.is_zero(sigma1):
@@ -244,8 +246,8 @@ def dpm_fast(levels: Sequence[Any], *, xp: Any = np) -> Table:
     ValueError: if the grid ends in 0.
   """
   if registry.is_zero(levels[-1]):
-    raise ValueError('dpm_fast: sigmas must end above 0 since its steps are equal in log sigma, got '
-                     'a last level 0; end at sigma_min and add denoise_to_zero')
+    raise ValueError('dpm_fast: sigmas must end above 0 since its steps are equal in log sigma, '
+                     'got a last level 0; end at sigma_min and add denoise_to_zero')
   n = len(levels) - 1
   orders = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
   h = xp.log(levels[0] / levels[-1]) / len(orders)

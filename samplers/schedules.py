@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import grids, registry, table_grids
-from samplers import levels as levels_lib
+from samplers import grids, levels as levels_lib, registry, table_grids
 
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function for function in (
     grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
@@ -125,7 +124,8 @@ def _round(name, grid, levels):
   rounded = np.where(grid > 0, levels_lib.round_to_levels(grid, levels[levels > 0]), 0.0)
   twice = np.flatnonzero(np.diff(rounded) >= 0)
   if twice.size:
-    raise ValueError(f'{name}: num_steps must be low enough for the grid to decrease after rounding '
-                     f'to the {np.sum(levels > 0)} levels, got {rounded[twice[0]]:g} twice at index '
-                     f'{twice[0] + 1}; ask for fewer steps or a wider range')
+    raise ValueError(f'{name}: num_steps must be low enough for the grid to decrease after '
+                     f'rounding to the {np.sum(levels > 0)} levels, got '
+                     f'{rounded[twice[0]]:g} twice at index {twice[0] + 1}; ask for fewer steps or '
+                     'a wider range')
   return rounded

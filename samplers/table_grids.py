@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samplers import grids, registry
-from samplers import levels as levels_lib
+from samplers import grids, levels as levels_lib, registry
 
 AYS_LEVELS = {
     'SD1': (14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092,
@@ -38,7 +37,7 @@ def discrete(num_steps: int, sigma_min: float, sigma_max: float,
   u_i = (A + i/n (B - A))^rho, A = t(sigma_max)^(1/rho), B = t(sigma_min)^(1/rho), sigma_i =
   sigma(u_i). Published code leaves out the root in A: equal where t(sigma_max) = 1.
 
-  Source: DPM-Solver, arXiv:2206.00927, Sec. 3.4; Zhou et al. 2024, arXiv:2312.00094 (published code).
+  Source: DPM-Solver, arXiv:2206.00927, Sec. 3.4; Zhou et al. 2024, arXiv:2312.00094 (its code).
 
   Args:
     num_steps: n.
@@ -66,8 +65,8 @@ def discrete(num_steps: int, sigma_min: float, sigma_max: float,
     constants = (levels_lib.read_alphas_cumprod('discrete', alphas_cumprod),)
   ends = pair[0](np.array([sigma_max, sigma_min]), *constants)
   if not ends[1] > 0:
-    raise ValueError(f'discrete: sigma_min must be a level that the network reaches at a time above '
-                     f'0, got {sigma_min:g} (time {ends[1]:g}); raise sigma_min')
+    raise ValueError(f'discrete: sigma_min must be a level that the network reaches at a time '
+                     f'above 0, got {sigma_min:g} (time {ends[1]:g}); raise sigma_min')
   first, last = ends**(1 / rho)
   grid = pair[1](np.linspace(first, last, num_steps + 1)**rho, *constants)
   grid[0], grid[-1] = sigma_max, sigma_min
@@ -184,8 +183,8 @@ def beta(num_steps: int, sigma_min: float | None = None, sigma_max: float | None
   grids.check_positive('beta', 'beta', beta, '0.6 is the usual choice')
   if alphas_cumprod is None:
     if sigma_min is None or sigma_max is None:
-      raise ValueError(f'beta: sigma_min and sigma_max must be numbers above 0 without a table, got '
-                       f'{sigma_min} and {sigma_max}; give them or alphas_cumprod')
+      raise ValueError(f'beta: sigma_min and sigma_max must be numbers above 0 without a table, '
+                       f'got {sigma_min} and {sigma_max}; give them or alphas_cumprod')
     weight = beta_quantile(1 - np.linspace(0, 1, num_steps), alpha, beta)
     return grids.append_zero(sigma_min * (1 - weight) + sigma_max * weight)
   table = _read_levels('beta', alphas_cumprod)
@@ -229,9 +228,9 @@ def ays(num_steps: int | None = None, sigma_min: float | None = None,
 def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:
   """Returns the quantile function of the beta distribution, to about 1e-14.
 
-  Newton's method on log I_x(a, b) as a function of log x, for x up to the mean a / (a + b), from the
-  series of positive terms I_x(a, b) = x^a (1-x)^b / (a B(a, b)) sum_k (a+b)_k / (a+1)_k x^k; beyond
-  the mean through Q(p; a, b) = 1 - Q(1-p; b, a).
+  Newton's method on log I_x(a, b) as a function of log x, for x up to the mean a / (a + b), from
+  the series of positive terms I_x(a, b) = x^a (1-x)^b / (a B(a, b)) sum_k (a+b)_k / (a+1)_k x^k;
+  beyond the mean through Q(p; a, b) = 1 - Q(1-p; b, a).
 
   Source: NIST Digital Library of Mathematical Functions, Eq. 8.17.4 and 8.17.8.
 
@@ -285,6 +284,7 @@ def _index_range(name, table, sigma_min, sigma_max):
   low = 0.0 if sigma_min is None else levels_lib.index_of_sigma(sigma_min, table)
   high = len(table) - 1.0 if sigma_max is None else levels_lib.index_of_sigma(sigma_max, table)
   if not low < high:
-    raise ValueError(f"{name}: sigma_min and sigma_max must overlap the table's range, {table[0]:g} "
-                     f'to {table[-1]:g}, got {sigma_min} and {sigma_max}; widen the range')
+    raise ValueError(f"{name}: sigma_min and sigma_max must overlap the table's range, "
+                     f'{table[0]:g} to {table[-1]:g}, got {sigma_min} and {sigma_max}; widen '
+                     'the range')
   return low, high

@@ -45,7 +45,9 @@ def test_overrides_reach_the_files(tmp_path):
 
 @pytest.mark.parametrize('flags, message', [
     (['--mode=dream'], "--mode must be one of: generate, got 'dream'"),
-    (['--config.solver.etta=1'], "unknown config field 'etta'"),
+    (['--config.solver.etta=1'], "unknown config field 'etta', Did you mean \"eta\""),
+    (['--config.seeds.x=1'], '--config.seeds.x=1 does not fit the config'),
+    (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
 ])

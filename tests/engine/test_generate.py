@@ -38,7 +38,7 @@ def sample(plan):
 def test_run_writes_images_grid_and_manifest(tmp_path):
   plan = get_plan(tmp_path / 'out', seeds='3,0-1,70000', labels='none', output__grid__columns=3)
   summary = generate.run(plan)
-  assert f'4 images in {tmp_path / "out"}: dpmpp' in summary and 'NFE 8' in summary
+  assert f'4 images in {tmp_path / "out"}: unipc' in summary and 'NFE 8' in summary
   names = ['000003.png', '000000.png', '000001.png', '070000.png']
   assert sorted(path.name for path in plan.workdir.iterdir()) == sorted(
       [*names, 'grid.png', 'manifest.json'])
@@ -154,12 +154,12 @@ def test_lists_are_text_on_the_command_line(tmp_path):
     ({'output__grid__size': 32}, 'config.output.grid.size: must be .* at least 64, got 32'),
     ({'model__name': 'digit'}, "model must be one of: digits_exact, got 'digit'"),
     ({'solver__name': 'dpmp'}, "unknown solver 'dpmp'.* dpmpp"),
-    ({'solver__eta': 0.5}, "dpmpp: unknown option 'eta'.* max_order"),
+    ({'solver__eta': 0.5}, "unipc: unknown option 'eta'.* max_order"),
     ({'solver__max_order': 9}, 'max_order must be an integer from 1 to 3, got 9'),
     ({'schedule__name': 'kara'}, "unknown schedule 'kara'.* karras"),
     ({'schedule__num_steps': 0}, 'num_steps must be an integer of at least 1, got 0'),
     ({'schedule__sigma_max': 0.001}, 'sigma_max must be above sigma_min, got 0.001 and 0.002'),
-    ({'schedule__alpha': 0.6}, "polynomial: unknown option 'alpha'"),
+    ({'schedule__alpha': 0.6}, "time_uniform: unknown option 'alpha'"),
     ({'schedule__name': 'explicit', 'schedule__sigmas': '8,x'},
      "schedule: sigmas must be numbers separated by commas, got '8,x'"),
 ])

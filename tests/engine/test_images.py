@@ -1,6 +1,5 @@
 """Bytes, files and the grid."""
 
-
 import numpy as np
 import pytest
 from PIL import Image

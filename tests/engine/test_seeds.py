@@ -35,21 +35,26 @@ def test_a_bad_list_of_seeds_is_explained(text, message):
     seeds.parse(text)
 
 
+def labels(text, some, num_classes=10):
+  """The class of each seed, from the text of a config."""
+  return seeds.labels(seeds.parse_labels(text, num_classes), some, num_classes)
+
+
 def test_labels_of_each_form():
   some = np.array([0, 1, 2, 13], np.uint32)
-  assert seeds.labels('3', some, 10).tolist() == [3, 3, 3, 3]
-  assert seeds.labels('none', some, 10).tolist() == [-1, -1, -1, -1]
-  assert seeds.labels('random', some, 0).tolist() == [-1, -1, -1, -1]
-  assert seeds.labels('4,0-2', some, 10).tolist() == [4, 0, 1, 0]  # By seed modulo 4.
-  assert seeds.labels('3', some, 10).dtype == np.int32
+  assert labels('3', some).tolist() == [3, 3, 3, 3]
+  assert labels('none', some).tolist() == [-1, -1, -1, -1]
+  assert labels('random', some, num_classes=0).tolist() == [-1, -1, -1, -1]
+  assert labels('4,0-2', some).tolist() == [4, 0, 1, 0]  # By seed modulo 4.
+  assert labels('3', some).dtype == labels('random', some).dtype == np.int32
 
 
 def test_labels_belong_to_the_seed_and_not_to_its_place():
   some = np.arange(200, dtype=np.uint32)
   for text in ('random', '1,5,8'):
-    whole = seeds.labels(text, some, 10)
-    np.testing.assert_array_equal(seeds.labels(text, some[::-7], 10), whole[::-7])
-  drawn = seeds.labels('random', some, 10)
+    whole = labels(text, some)
+    np.testing.assert_array_equal(labels(text, some[::-7]), whole[::-7])
+  drawn = labels('random', some)
   assert set(drawn.tolist()) == set(range(10))
   # 20 expected of each class, with standard deviation 4.2.
   assert np.abs(np.bincount(drawn) - 20).max() < 20
@@ -64,7 +69,7 @@ def test_labels_belong_to_the_seed_and_not_to_its_place():
 ])
 def test_a_bad_label_is_explained(text, num_classes, message):
   with pytest.raises(ValueError, match=message):
-    seeds.labels(text, np.arange(3, dtype=np.uint32), num_classes)
+    seeds.parse_labels(text, num_classes)
 
 
 def test_keys_are_the_streams_of_each_seed():

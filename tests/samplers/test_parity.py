@@ -5,7 +5,9 @@ analytic mixture; trajectory, slopes and evaluation levels where they are stored
 """
 
 import collections
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,7 +34,6 @@ _KD_NAMES = {
     'sample_dpm_2_ancestral': ('dpm', {}), 'sample_dpmpp_2m_sde': ('dpmpp_2m', {}),
 }
 _KD_NOISE = ('s_churn', 'eta')
-_EDM_TIMES = {'vp': None, 've': np.square, 'linear': np.asarray}
 
 
 def kd_deterministic(case):
@@ -57,10 +58,30 @@ def test_every_deterministic_case_is_here():
   assert len(KD_CASES) == 25 and len(KD['cases']) == 69
 
 
-def sample(table, denoise, latents, **options):
-  padded = samplers.pad(table, ROWS, SLOTS)
-  x = jnp.asarray(latents * table.sigma[0])
-  return samplers.run(padded, denoise, x, **options)
+@functools.cache
+def denoiser(area, mixture, thresholded=False):
+  denoise = reference.mixture_denoiser({'ode': ODE_ARRAYS, 'edm': EDM_ARRAYS, 'kd': KD_ARRAYS}[
+      area][mixture])
+  return samplers.guidance.dynamic_threshold(denoise) if thresholded else denoise
+
+
+@functools.cache
+def compiled(denoise):
+  return jax.jit(functools.partial(samplers.run, denoise=denoise))
+
+
+def sample(table, denoise, latents):
+  """Samples by one compiled program per denoiser."""
+  return compiled(denoise)(samplers.pad(table, ROWS, SLOTS), x=start(table, latents))
+
+
+def sample_trajectory(table, denoise, latents):
+  return samplers.run(samplers.pad(table, ROWS, SLOTS), denoise, start(table, latents),
+                      trajectory=True)
+
+
+def start(table, latents):
+  return jnp.asarray(latents * table.sigma[0])
 
 
 def check_map(table, expected, tolerance=MAP_TOLERANCE):
@@ -91,13 +112,14 @@ def test_diff_sampler(name):
   np.testing.assert_allclose(reference.evaluation_levels(table), arrays['eval_sigma'], rtol=1e-12)
   check_map(table, arrays['linear_map'])
 
-  denoise = reference.mixture_denoiser(ODE_ARRAYS[case['mixture']])
-  if case['solver'] in ('dpm_pp', 'unipc') and case['options']['predict_x0']:
-    denoise = samplers.guidance.dynamic_threshold(denoise)
+  denoise = denoiser('ode', case['mixture'], case['solver'] in ('dpm_pp', 'unipc')
+                     and case['options']['predict_x0'])
   latents = ODE_ARRAYS['latents'][case['latents']]
-  final, states = sample(table, denoise, latents, trajectory=True)
+  final = sample(table, denoise, latents)
   np.testing.assert_allclose(final, arrays['final'], rtol=0, atol=case['atol'])
   if 'trajectory' in arrays:
+    end, states = sample_trajectory(table, denoise, latents)
+    np.testing.assert_allclose(end, final, rtol=0, atol=1e-12)
     np.testing.assert_allclose(states, arrays['trajectory'], rtol=1e-11, atol=case['atol'])
   if 'eps' in arrays:  # Slope at the start of every step, from our own states.
     raw = getattr(denoise, 'raw', denoise)
@@ -118,8 +140,7 @@ def test_deis_exact_quadrature(name):
   table = samplers.make('deis', arrays[f'{name}/t_steps'], max_order=case['options']['max_order'],
                         quadrature='exact', afs=case['afs'],
                         denoise_to_zero=case['denoise_to_zero'])
-  denoise = reference.mixture_denoiser(ODE_ARRAYS[case['mixture']])
-  final = sample(table, denoise, ODE_ARRAYS['latents'][case['latents']])
+  final = sample(table, denoiser('ode', case['mixture']), ODE_ARRAYS['latents'][case['latents']])
   np.testing.assert_allclose(final, arrays[f'{name}/final_exact_integral'], rtol=0,
                              atol=case['atol'])
 
@@ -165,8 +186,7 @@ def test_edm(name):
   # Entries of the map grow with those of the samples on coarse grids.
   check_map(table, arrays[f'{name}/linear_map'][:, network_columns],
             case['atol'] * max(1, np.abs(arrays[f'{name}/linear_map']).max()))
-  denoise = reference.mixture_denoiser(EDM_ARRAYS['mixture'])
-  final = sample(table, denoise, EDM_ARRAYS['latents']['latents'])
+  final = sample(table, denoiser('edm', 'mixture'), EDM_ARRAYS['latents']['latents'])
   np.testing.assert_allclose(final, arrays[f'{name}/final'], rtol=0, atol=case['atol'])
 
 
@@ -190,10 +210,11 @@ def test_k_diffusion(name):
                              rtol=1e-12)
   columns = [0] + [i + 1 for i, event in enumerate(case['events']) if event == 'D']
   check_map(table, arrays[f'{name}/linear_map'][:, columns])
-  denoise = reference.mixture_denoiser(KD_ARRAYS['mixture'])
-  final, states = sample(table, denoise, KD_ARRAYS['latents']['latents'], trajectory=True)
-  np.testing.assert_allclose(final, arrays[f'{name}/final'], rtol=0, atol=case['atol'])
+  denoise, latents = denoiser('kd', 'mixture'), KD_ARRAYS['latents']['latents']
+  np.testing.assert_allclose(sample(table, denoise, latents), arrays[f'{name}/final'], rtol=0,
+                             atol=case['atol'])
   if f'{name}/states' in arrays:
+    _, states = sample_trajectory(table, denoise, latents)
     np.testing.assert_allclose(states[:-1], arrays[f'{name}/states'], rtol=1e-11,
                                atol=case['atol'])
 
@@ -206,6 +227,6 @@ def test_ddim_with_eta_replays_recorded_noise(name):
   case = next(case for case in KD['cases'] if case['id'] == name)
   arrays, noise = KD_ARRAYS['cases'], jnp.asarray(KD_ARRAYS['latents']['noise'])
   table = samplers.make('ddim', arrays[f'grid/{case["grid"]}'], eta=case['options']['eta'])
-  denoise = reference.mixture_denoiser(KD_ARRAYS['mixture'])
-  final = sample(table, denoise, KD_ARRAYS['latents']['latents'], draw=lambda r, x: noise[r])
+  x = start(table, KD_ARRAYS['latents']['latents'])
+  final = samplers.run(table, denoiser('kd', 'mixture'), x, draw=lambda r, x: noise[r])
   np.testing.assert_allclose(final, arrays[f'{name}/final'], rtol=0, atol=case['atol'])

@@ -41,7 +41,7 @@ def test_every_schedule_refuses_a_bad_range_that_is_given(name):
     schedules.schedule(name, 0, *RANGE, **OPTIONS.get(name, {}))
   with pytest.raises(ValueError, match=f'^{name}: sigma_min must .* got nan; '):
     schedules.schedule(name, 5, NAN, 80.0, **OPTIONS.get(name, {}))
-  with pytest.raises(ValueError, match=f'^{name}: sigma_max must be above sigma_min, got 1 and 3; '):
+  with pytest.raises(ValueError, match=f'^{name}: sigma_max must be above sigma_min, got 1 and 3;'):
     schedules.schedule(name, 5, 3.0, 1.0, **OPTIONS.get(name, {}))
 
 
@@ -120,12 +120,12 @@ def test_bad_options(name, options, message):
 
 
 def test_ranges_that_a_schedule_cannot_serve():
-  with pytest.raises(ValueError, match='^vp: sigma_min and sigma_max must be far enough apart .* got '
-                     '0.5 and 1; raise epsilon_s'):
+  with pytest.raises(ValueError, match='^vp: sigma_min and sigma_max must be far enough apart .* '
+                     'got 0.5 and 1; raise epsilon_s'):
     schedules.schedule('vp', 5, 0.5, 1.0)
-  with pytest.raises(ValueError, match='^discrete: sigma_min must be a level .* got 0.001 .*; raise'):
+  with pytest.raises(ValueError, match='^discrete: sigma_min must be a level .* got 0.001 .*; '):
     schedules.schedule('discrete', 5, 1e-3, 80.0, alphas_cumprod=[0.5, 0.3])
-  with pytest.raises(ValueError, match="^normal: .* must overlap the table's range, 0.029.* got 20"):
+  with pytest.raises(ValueError, match="^normal: .* must overlap the table's range, 0.029.* got "):
     schedules.schedule('normal', 5, 20.0, 80.0, alphas_cumprod=SD)
   with pytest.raises(ValueError, match='^beta: sigma_min and sigma_max must be .* None'):
     schedules.schedule('beta', 5)

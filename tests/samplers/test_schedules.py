@@ -273,7 +273,8 @@ def test_beta_with_a_table_keeps_equal_neighbours_once():
   assert np.all(np.isin(grid[:-1], levels.table_sigmas(SD)))
 
 
-@pytest.mark.parametrize('a, b', [(0.6, 0.6), (0.5, 0.5), (1, 1), (2, 1), (1, 3), (0.3, 1), (40, 1)])
+@pytest.mark.parametrize('a, b', [
+    (0.6, 0.6), (0.5, 0.5), (1, 1), (2, 1), (1, 3), (0.3, 1), (40, 1)])
 def test_beta_quantile_agrees_with_closed_forms(a, b):
   p = np.concatenate([[0.0, 1e-12, 1e-5, 0.5, 1 - 1e-9, 1.0], np.linspace(0.01, 0.99, 33)])
   x = table_grids.beta_quantile(p, a, b)

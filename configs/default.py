@@ -1,0 +1,73 @@
+"""Samples 64 digits from the exact model with a fast solver: `python main.py`.
+
+Expect out/ with 64 PNG files, grid.png and manifest.json after some seconds on two CPU cores.
+Every field can be overridden, as in --config.solver.name=heun --config.schedule.num_steps=4.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+
+import ml_collections
+from ml_collections import config_dict
+
+import samplers
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns all fields of a run, locked: a misspelt override is an error."""
+  config = ml_collections.ConfigDict()
+  config.seeds = '0-63'  # One image per seed: numbers and ranges, both ends included.
+  # Classes: 'random' (by seed), 'none', one ('3'), or a list ('0-4,7': seed s gets entry s mod 6).
+  config.labels = 'random'
+  config.batch_size = 32  # Images per call of the compiled sampler; the last batch is padded.
+
+  config.model = ml_collections.ConfigDict()
+  config.model.name = 'digits_exact'  # A key of models.BUNDLED.
+
+  # Noise levels: samplers.schedule(name, num_steps, sigma_min, sigma_max, **options).
+  config.schedule = ml_collections.ConfigDict()
+  config.schedule.name = 'time_uniform'  # A key of samplers.SCHEDULES.
+  config.schedule.num_steps = 8  # Intervals between levels.
+  config.schedule.sigma_min = config_dict.placeholder(float)  # Lowest level > 0; None: the model's.
+  config.schedule.sigma_max = config_dict.placeholder(float)  # First level; None: the model's.
+  # Options of every schedule. None is the schedule's own default, see its docstring; lists are
+  # text, '80,5,0.5,0'; alphas_cumprod also takes the name of a table, 'stable_diffusion'.
+  _add_options(config.schedule, samplers.SCHEDULES, samplers.schedule_options)
+
+  # Solver: samplers.make(name, sigmas, **options).
+  config.solver = ml_collections.ConfigDict()
+  config.solver.name = 'unipc'  # A key of samplers.SOLVERS.
+  # Options of every solver, as above; one that the chosen solver does not have is an error.
+  _add_options(config.solver, samplers.SOLVERS, samplers.options)
+
+  config.output = ml_collections.ConfigDict()
+  config.output.grid = ml_collections.ConfigDict()  # grid.png, the first images to look at.
+  config.output.grid.columns = 8  # Images per row.
+  config.output.grid.rows = 8  # Rows at most; further images are in their own files only.
+  config.output.grid.size = 96  # Least side of a shown image in pixels, 64 or more.
+  return config.lock()
+
+
+def _add_options(group: ml_collections.ConfigDict, functions: Mapping[str, Callable],
+                 options: Callable[[str], Mapping[str, object]]) -> None:
+  """Adds an empty field of the right type for every option of every function of a registry."""
+  for name, function in functions.items():
+    parameters = inspect.signature(function).parameters
+    for option, default in options(name).items():
+      kind = type(default)  # `afs` and its like belong to all solvers and to no signature.
+      if option in parameters:
+        kind = _field_type(parameters[option].annotation)
+      if option not in group:
+        group[option] = config_dict.placeholder(kind)
+      elif group.get_type(option) is not kind:
+        raise TypeError(f'configs: option {option} must have one type in all of {list(functions)}, '
+                        f'got {group.get_type(option).__name__} and, in {name}, {kind.__name__}')
+
+
+def _field_type(annotation: object) -> type:
+  """Returns the type of an option on the command line; what is no plain value is text."""
+  union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+  kinds = typing.get_args(annotation) if union else (annotation,)
+  return next((kind for kind in (str, bool, float, int) if kind in kinds), str)

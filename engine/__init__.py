@@ -1,0 +1,1 @@
+"""Jobs: what main.py runs. Everything about files, seeds and batches ends here."""

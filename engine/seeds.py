@@ -1,0 +1,128 @@
+"""Seeds and labels: from the text of a config to one key and one class per image.
+
+Everything random about image i comes from its own seed: `jax.random.key(seed)` folded with the
+number of a stream. Batch size, order and the other seeds have no part in it.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import mixture
+
+LATENT, LABEL, NOISE = 0, 1, 2
+"""Streams of a seed: the latent, the random label, the noise of the solver."""
+
+HIGHEST = 2**32 - 1
+MOST = 10_000_000  # Images of one run; more is a slip of the pen.
+
+_RANGE = re.compile(r'([0-9]+)(?:-([0-9]+))?')
+
+
+def parse(text: str) -> np.ndarray:
+  """Reads a list of seeds such as '0-63,70,80-99'; ranges include both ends.
+
+  Args:
+    text: numbers and ranges, separated by commas.
+
+  Returns:
+    np.uint32 (n,), in the order given, n >= 1.
+
+  Raises:
+    ValueError: if the text is empty or not of this form, a range runs backwards, a seed is above
+      2^32 - 1 or occurs twice, or there are more than MOST.
+  """
+  ranges = _ranges('seeds', text, '0-63,70')
+  for _, last in ranges:
+    if last > HIGHEST:
+      raise ValueError(f'seeds: every seed must be from 0 to {HIGHEST}, got {last}; '
+                       'choose a smaller one')
+  count = sum(last - first + 1 for first, last in ranges)
+  if count > MOST:
+    raise ValueError(f'seeds: there must be at most {MOST} in one run, got {count}; split them '
+                     'over several runs')
+  seeds = np.concatenate([np.arange(first, last + 1, dtype=np.uint32) for first, last in ranges])
+  values, counts = np.unique(seeds, return_counts=True)
+  if len(values) < len(seeds):
+    raise ValueError(f'seeds: every seed must occur once, got {values[counts > 1][0]} twice or '
+                     'more; one seed makes one image, take the repeat out')
+  return seeds
+
+
+def parse_labels(text: str, num_classes: int) -> np.ndarray | None:
+  """Reads which classes to sample.
+
+  Args:
+    text: 'random', 'none', one class ('3'), or a list of classes and ranges ('0-4,7').
+    num_classes: of the model, 0 if it has none; 'random' is then 'none'.
+
+  Returns:
+    np.int32 (k,), the classes that seeds take in turn, `mixture.UNCONDITIONAL` for 'none'; or None
+    for classes drawn at random.
+
+  Raises:
+    ValueError: if the text is not of this form, or the model does not have such a class.
+  """
+  if text == 'none' or (text == 'random' and num_classes == 0):
+    return np.array([mixture.UNCONDITIONAL], np.int32)
+  if text == 'random':
+    return None
+  ranges = _ranges('labels', text, "0-4,7', 'random' or 'none")
+  highest = max(last for _, last in ranges)
+  if highest >= num_classes:
+    have = f'be from 0 to {num_classes - 1}' if num_classes else "be 'none' for a model without any"
+    raise ValueError(f'labels: classes must {have}, got {highest} in {text!r}; see the classes of '
+                     'config.model.name')
+  return np.concatenate([np.arange(first, last + 1, dtype=np.int32) for first, last in ranges])
+
+
+def labels(classes: np.ndarray | None, seeds: np.ndarray, num_classes: int) -> np.ndarray:
+  """Gives every seed its class: entry s modulo k of the k classes, or one drawn from the seed.
+
+  Args:
+    classes: what `parse_labels` returns.
+    seeds: np.uint32 (n,).
+    num_classes: of the model.
+
+  Returns:
+    np.int32 (n,).
+  """
+  if classes is not None:
+    return classes[seeds % len(classes)]
+  def draw(key):
+    return jax.random.randint(key, (), 0, num_classes, jnp.int32)
+  return np.asarray(jax.jit(lambda seeds: jax.vmap(draw)(keys(seeds, LABEL)))(seeds))
+
+
+def keys(seeds: jax.Array | np.ndarray, stream: int) -> jax.Array:
+  """Returns one typed key per seed for one of the streams LATENT, LABEL, NOISE.
+
+  Args:
+    seeds: uint32 (n,).
+    stream: number of the stream.
+
+  Returns:
+    fold_in(key(seed), stream), shape (n,).
+  """
+  return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), stream))(
+      jnp.asarray(seeds, jnp.uint32))
+
+
+def _ranges(what, text, example):
+  """Splits '1-3,7' into [(1, 3), (7, 7)]."""
+  ranges = []
+  for part in str(text).split(','):
+    match = _RANGE.fullmatch(part.strip())
+    if not match:
+      problem = f'got {part.strip()!r} in {text!r}' if str(text).strip() else 'got an empty text'
+      raise ValueError(f'{what}: must be numbers and ranges separated by commas, such as '
+                       f"'{example}', {problem}")
+    first = int(match[1])
+    last = first if match[2] is None else int(match[2])
+    if last < first:
+      raise ValueError(f'{what}: a range must run upwards, got {part.strip()!r}; write '
+                       f'{last}-{first}')
+    ranges.append((first, last))
+  return ranges

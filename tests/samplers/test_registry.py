@@ -1,0 +1,106 @@
+"""Names, options and grids: what `make` and `build` refuse, and what a table costs."""
+
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import samplers
+from tests import reference
+
+GRID = [5.0, 3.0, 1.0, 0.3, 0.1]
+TO_ZERO = [5.0, 3.0, 1.0, 0.0]
+
+
+def test_options_are_the_signatures_defaults():
+  for name, function in samplers.SOLVERS.items():
+    options = samplers.options(name)
+    keywords = [p for p in inspect.signature(function).parameters.values()
+                if p.kind is p.KEYWORD_ONLY]
+    assert set(options) == {p.name for p in keywords} - {'xp'} | {'afs', 'denoise_to_zero'}
+    assert inspect.Parameter.empty not in options.values()
+    samplers.make(name, GRID, **options)
+
+
+@pytest.mark.parametrize('name, sigmas, options, message', [
+    ('dpmp', GRID, {}, "unknown solver 'dpmp'; did you mean dpm[a-z]*\\? known: ddim, deis,"),
+    ('zzz', GRID, {}, "unknown solver 'zzz'; known: ddim, deis,"),
+    ('heun', GRID, {'max_order': 2}, "heun: unknown option 'max_order'; known: afs, denoise_to"),
+    ('unipc', GRID, {'varient': 'bh1'}, "unipc: unknown option 'varient'; did you mean variant"),
+    ('unipc', GRID, {'variant': 'bh3'}, "unipc: unknown variant 'bh3'; did you mean bh[12]"),
+    ('unipc', GRID, {'max_order': 4}, 'unipc: max_order must be an integer from 1 to 3, got 4'),
+    ('dpmpp', GRID, {'max_order': 0}, 'dpmpp: max_order must be an integer from 1 to 3, got 0'),
+    ('dpmpp', GRID, {'max_order': 2.0}, 'max_order must be an integer from 1 to 3, got 2.0'),
+    ('dpmpp', GRID, {'max_order': True}, 'max_order must be an integer from 1 to 3, got True'),
+    ('dpmpp', GRID, {'third': 'best'}, "dpmpp: unknown third 'best'; known: exact, published"),
+    ('ipndm', GRID, {'max_order': 5}, 'ipndm: max_order must be an integer from 1 to 4, got 5'),
+    ('lms', GRID, {'order': -1}, 'lms: order must be an integer from 1 to 4, got -1'),
+    ('rk', GRID, {'order': 3}, 'rk: order must be an integer from 1 to 2, got 3'),
+    ('rk', GRID, {'c': 0.0}, 'rk: c must be above 0 and at most 1, got 0.0; 1 is Heun'),
+    ('rk', GRID, {'schedule': 'cosine'}, "rk: unknown schedule 'cosine'; known: linear, ve, vp"),
+    ('dpm', GRID, {'r': 1.5}, 'dpm: r must be above 0 and at most 1, got 1.5; 0.5 is'),
+    ('ddim', GRID, {'eta': -0.1}, 'ddim: eta must be between 0 .* and 1 .*, got -0.1'),
+    ('deis', GRID, {'mode': 'xyz'}, "deis: unknown mode 'xyz'; known: rhoab, tab"),
+    ('deis', TO_ZERO, {}, "sigmas must end above 0 with mode 'tab', got a last level 0; end at"),
+    ('dpm_fast', TO_ZERO, {}, 'dpm_fast: sigmas must end above 0 .*; end at sigma_min'),
+    ('heun', TO_ZERO, {'denoise_to_zero': True}, 'denoise_to_zero needs a grid that ends above 0'),
+    ('euler', [5.0], {}, 'euler: sigmas must be a list of two or more levels, got 1; num_steps'),
+    ('euler', [], {}, 'euler: sigmas must be a list of two or more levels, got 0'),
+    ('euler', 3.0, {}, 'euler: sigmas must be a list of two or more levels, got 1'),
+    ('euler', [[3.0, 2.0]], {}, r'sigmas must be a list of two or more levels, got \(1, 2\)'),
+    ('euler', [5.0, float('nan'), 1.0], {}, 'sigmas must be finite, got nan at index 1; check'),
+    ('euler', [float('inf'), 1.0], {}, 'sigmas must be finite, got inf at index 0'),
+    ('euler', [5.0, 1.0, -0.5], {}, 'sigmas must not go below 0, got -0.5 at index 2; end the'),
+    ('euler', [5.0, 5.0, 1.0], {}, 'sigmas must decrease strictly, got 5 after 5 at index 1; sort'),
+    ('euler', [1.0, 5.0], {}, 'sigmas must decrease strictly, got 5 after 1 at index 1'),
+    ('euler', [5.0, 0.0, 0.0], {}, 'sigmas must decrease strictly, got 0 after 0 at index 2'),
+])
+def test_bad_input(name, sigmas, options, message):
+  with pytest.raises(ValueError, match=message) as error:
+    samplers.make(name, sigmas, **options)
+  assert '\n' not in str(error.value)
+
+
+def test_levels_that_are_not_numbers():
+  with pytest.raises(ValueError, match="sigmas must be numbers, got .*'high'"):
+    samplers.make('euler', ['high', 1.0])
+
+
+def test_a_free_first_step_needs_an_evaluation():
+  twice_free = samplers.make('euler', GRID, afs=True)
+  assert twice_free.kind[0] == 2
+  with pytest.raises(ValueError, match='afs: the table must start with an evaluation'):
+    samplers.table.first_step_for_free(twice_free)
+
+
+def test_build_checks_what_is_known_while_tracing():
+  with pytest.raises(ValueError, match=r'euler: sigmas must have shape \(n \+ 1,\) .* got \(1,\)'):
+    samplers.build('euler', jnp.ones(1))
+  with pytest.raises(ValueError, match="unknown option 'order'"):
+    samplers.build('euler', jnp.asarray(GRID), order=2)
+  assert samplers.build('heun', jnp.asarray(TO_ZERO)).nfe == 5
+  with pytest.raises(ValueError, match='must end above 0'):
+    jax.jit(lambda s: samplers.build('dpm_fast', s, final_zero=True))(jnp.asarray(TO_ZERO))
+
+
+def test_tables_are_float64_on_the_host():
+  table = samplers.make('unipc', np.asarray(GRID, np.float32))
+  assert {leaf.dtype for leaf in (table.sigma, table.mix, table.noise, table.level)} == {
+      np.dtype(np.float64)}
+
+
+def test_nfe_of_all_announced_runs():
+  """256 rows of announced network passes; text models with guidance make two per evaluation."""
+  announced = json.loads((reference.GOLDEN / 'schedules' / 'nfe.json').read_text())
+  assert len(announced['rows']) == 256
+  for row in announced['rows']:
+    case = dict(zip(announced['columns'], row, strict=True))
+    # A grid of num_steps points; a searched one has a point more for the free first step.
+    points = case['num_steps'] + (case['gits_search'] and case['afs'])
+    table = samplers.make(case['solver'], samplers.schedule('polynomial', points - 1, 0.002, 80.0),
+                          afs=case['afs'], denoise_to_zero=case['denoise_to_zero'])
+    passes = 2 if case['text_to_image'] and case['guidance_rate'] != 1 else 1
+    assert passes * table.nfe == case['nfe'], case

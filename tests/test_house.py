@@ -1,0 +1,67 @@
+"""Rules of the house: which package may import which, style, and the size of files."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+OWN = ('samplers', 'models', 'engine', 'configs', 'benchmarks', 'tests', 'main')
+
+# What a package may import beside the standard library; imports point one way.
+ALLOWED = {
+    'samplers': {'samplers', 'jax', 'numpy'},
+    'models': {'models', 'samplers', 'jax', 'numpy'},
+    'configs': {'configs', 'samplers', 'models', 'ml_collections'},
+    'engine': {'engine', 'models', 'samplers', 'jax', 'numpy', 'ml_collections', 'PIL'},
+    'main.py': {'engine', 'absl', 'ml_collections'},
+    'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib'},
+}
+
+
+def sources(package):
+  path = ROOT / package
+  return [path] if path.is_file() else sorted(path.rglob('*.py'))
+
+
+def imported(path):
+  """Names of all top-level packages that a file imports, also inside functions."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name.split('.')[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      yield node.module.split('.')[0]
+
+
+def test_every_source_is_under_a_rule():
+  tops = {path.relative_to(ROOT).parts[0] for path in ROOT.rglob('*.py')
+          if not path.relative_to(ROOT).parts[0].startswith('.')}
+  assert tops == {*ALLOWED, 'tests'}
+
+
+@pytest.mark.parametrize('package', ALLOWED)
+def test_imports_point_one_way(package):
+  found = {(name, path.name) for path in sources(package) for name in imported(path)
+           if name not in sys.stdlib_module_names}
+  assert found and {name for name, _ in found} <= ALLOWED[package], sorted(found)
+
+
+def test_nothing_imports_jobs_but_the_edge():
+  for package in ('samplers', 'models', 'configs'):
+    assert 'engine' not in {name for path in sources(package) for name in imported(path)}
+
+
+def test_files_are_read_at_one_sitting():
+  lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+             for package in (*ALLOWED, 'tests') for path in sources(package)}
+  assert {name: length for name, length in lengths.items() if length > 450} == {}
+  assert lengths['main.py'] < 80
+
+
+def test_ruff_is_clean():
+  result = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '.'], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stdout + result.stderr
