@@ -42,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Options of every solver, as above; one that the chosen solver does not have is an error.
   _add_options(config.solver, samplers.SOLVERS, samplers.options)
 
+  # Limit on the denoised image at each evaluation: 'none', 'clip' (to [-1, 1]) or 'dynamic' (per
+  # sample, to its 0.995 quantile), which dpmpp and unipc were published with for pixel models.
+  config.limit = 'none'
+
   config.output = ml_collections.ConfigDict()
   config.output.grid = ml_collections.ConfigDict()  # grid.png, the first images to look at.
   config.output.grid.columns = 8  # Images per row.

@@ -21,6 +21,8 @@ from engine import files, images, seeds as seeds_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'pillow', 'ml_collections')
 _LEAST_SIZE = 64  # Pixels of an image in the grid.
+_LIMITS = {'none': lambda denoise: denoise, 'clip': samplers.guidance.clip,
+           'dynamic': samplers.guidance.dynamic_threshold}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +36,7 @@ class Plan:
     solver: name and options of the solver, defaults filled in.
     sigmas: noise levels, np.float64 (num_steps + 1,).
     table: the solver on these levels.
+    limit: limit on the denoised image: 'none', 'clip' or 'dynamic'.
     seeds: np.uint32 (n,).
     labels: np.int32 (n,), below 0 without a class.
     batch_size: images per call of the compiled sampler.
@@ -47,6 +50,7 @@ class Plan:
   solver: dict[str, Any]
   sigmas: np.ndarray
   table: samplers.Table
+  limit: str
   seeds: np.ndarray
   labels: np.ndarray
   batch_size: int
@@ -75,13 +79,15 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   model = models.load(config.model.name)
   sigmas, schedule = _sigmas(config.schedule.name, given['schedule'], model)
   table, solver = _table(config.solver.name, given['solver'], sigmas)
+  if config.limit not in _LIMITS:
+    raise ValueError(f'config.limit: must be one of: {", ".join(_LIMITS)}, got {config.limit!r}')
   seeds = seeds_lib.parse(config.seeds)
   classes = seeds_lib.parse_labels(config.labels, model.num_classes)
   folder = files.check_folder(workdir)
   labels = seeds_lib.labels(classes, seeds, model.num_classes)
   return Plan(config=given, model=model, schedule=schedule, solver=solver, sigmas=sigmas,
-              table=table, seeds=seeds, labels=labels, batch_size=batch_size, grid=grid,
-              workdir=folder)
+              table=table, limit=config.limit, seeds=seeds, labels=labels, batch_size=batch_size,
+              grid=grid, workdir=folder)
 
 
 def run(plan: Plan) -> str:
@@ -104,7 +110,7 @@ def run(plan: Plan) -> str:
   batches = _batches(len(plan.seeds), plan.batch_size)
   constants = jax.device_put((plan.model.params, plan.table, np.float32(plan.sigmas[0])))
   compiled = sample.lower(*constants, *_inputs(plan, batches[0]), apply=plan.model.apply,
-                          shape=plan.model.image_shape).compile()
+                          limit=plan.limit, shape=plan.model.image_shape).compile()
   ready = time.perf_counter()
   names = [f'{seed:06d}.png' for seed in plan.seeds]
   shown, sampling = [], 0.0
@@ -127,10 +133,10 @@ def run(plan: Plan) -> str:
           'and manifest.json')
 
 
-@functools.partial(jax.jit, static_argnames=('apply', 'shape'))
+@functools.partial(jax.jit, static_argnames=('apply', 'limit', 'shape'))
 def sample(params: Any, table: samplers.Table, sigma_first: jax.Array, seeds: jax.Array,
            labels: jax.Array | None, *, apply: Callable[..., jax.Array],
-           shape: tuple[int, int, int]) -> jax.Array:
+           limit: str, shape: tuple[int, int, int]) -> jax.Array:
   """Samples one image per seed; compiled once for all batches of a run.
 
   Image i depends on seed i and label i alone. It is the same bit for bit at any place of a batch
@@ -143,6 +149,7 @@ def sample(params: Any, table: samplers.Table, sigma_first: jax.Array, seeds: ja
     seeds: uint32 (batch,).
     labels: int32 (batch,), None for a model without classes.
     apply: of the model.
+    limit: limit on the denoised image: 'none', 'clip' or 'dynamic'.
     shape: of an image.
 
   Returns:
@@ -150,8 +157,9 @@ def sample(params: Any, table: samplers.Table, sigma_first: jax.Array, seeds: ja
   """
   latents = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(
       seeds_lib.keys(seeds, seeds_lib.LATENT))
-  return samplers.run(table, lambda x, sigma: apply(params, x, sigma, labels),
-                      sigma_first * latents, key=seeds_lib.keys(seeds, seeds_lib.NOISE))
+  denoise = _LIMITS[limit](lambda x, sigma: apply(params, x, sigma, labels))
+  return samplers.run(table, denoise, sigma_first * latents,
+                      key=seeds_lib.keys(seeds, seeds_lib.NOISE))
 
 
 def _batches(count, batch_size):

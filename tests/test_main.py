@@ -25,7 +25,8 @@ def test_overrides_reach_the_files(tmp_path):
   result = run_main(
       tmp_path, '--config.seeds=5,8-9', '--config.labels=4', '--config.batch_size=2',
       '--config.solver.name=ddim', '--config.solver.eta=0.5', '--config.schedule.name=karras',
-      '--config.schedule.num_steps=6', '--config.schedule.rho=5', '--workdir=a/b')
+      '--config.schedule.num_steps=6', '--config.schedule.rho=5', '--config.limit=clip',
+      '--workdir=a/b')
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''
   line, = result.stdout.splitlines()
@@ -40,6 +41,7 @@ def test_overrides_reach_the_files(tmp_path):
   manifest = json.loads((out / 'manifest.json').read_text())
   assert manifest['seeds'] == [5, 8, 9] and manifest['labels'] == [4, 4, 4]
   assert manifest['nfe'] == 6 and manifest['solver']['eta'] == 0.5
+  assert manifest['config']['limit'] == 'clip'
   assert manifest['schedule']['rho'] == 5 and len(manifest['sigmas']) == 7
 
 

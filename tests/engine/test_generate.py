@@ -32,7 +32,7 @@ def sample(plan):
   """All samples of a plan in one batch of the size of its seeds."""
   return np.asarray(generate.sample(
       plan.model.params, plan.table, np.float32(plan.sigmas[0]), plan.seeds, plan.labels,
-      apply=plan.model.apply, shape=plan.model.image_shape))
+      apply=plan.model.apply, limit=plan.limit, shape=plan.model.image_shape))
 
 
 def test_run_writes_images_grid_and_manifest(tmp_path):
@@ -139,6 +139,14 @@ def test_samples_that_are_not_finite_name_the_seed_and_are_not_written(tmp_path)
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('limit, value', [('none', 3.0), ('clip', 1.0), ('dynamic', 1.0)])
+def test_limits_on_the_denoised_image(tmp_path, limit, value):
+  plan = get_plan(tmp_path, limit=limit, solver__name='euler', schedule__name='karras')
+  bright = dataclasses.replace(
+      plan.model, apply=lambda params, x, sigma, labels: np.float32(3) + 0 * x)
+  np.testing.assert_allclose(sample(dataclasses.replace(plan, model=bright)), value, rtol=1e-5)
+
+
 def test_lists_are_text_on_the_command_line(tmp_path):
   plan = get_plan(tmp_path, schedule__name='explicit', schedule__sigmas='80,5, 0.5,0')
   assert plan.sigmas.tolist() == [80.0, 5.0, 0.5, 0.0]
@@ -152,6 +160,7 @@ def test_lists_are_text_on_the_command_line(tmp_path):
     ({'labels': '11'}, 'labels: classes must be from 0 to 9, got 11'),
     ({'batch_size': 0}, 'config.batch_size: must be an integer of at least 1, got 0'),
     ({'output__grid__size': 32}, 'config.output.grid.size: must be .* at least 64, got 32'),
+    ({'limit': 'hard'}, "config.limit: must be one of: none, clip, dynamic, got 'hard'"),
     ({'model__name': 'digit'}, "model must be one of: digits_exact, got 'digit'"),
     ({'solver__name': 'dpmp'}, "unknown solver 'dpmp'.* dpmpp"),
     ({'solver__eta': 0.5}, "unipc: unknown option 'eta'.* max_order"),
