@@ -46,18 +46,17 @@ def _parse(argv):
     # Here and not where the flag is defined, since this reads the overrides.
     flags.FLAGS.set_default('config', str(pathlib.Path(__file__).parent / 'configs/default.py'))
     return flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:
-    # A config refuses an unknown field by a KeyError, or by one inside of an AttributeError.
-    inner = error if isinstance(error, KeyError) else error.args[0]
-    if not isinstance(inner, KeyError):
-      raise
-    name = inner.args[0].replace('\n', ', ')
-    _fail(f'unknown config field {name}; configs/default.py lists them')
-  except TypeError as error:  # Of an override into a field that is no group.
-    given = ' '.join(arg for arg in argv if arg.startswith('--config'))
-    _fail(f'{given} does not fit the config: {error}; see configs/default.py')
-  except (flags.Error, OSError) as error:
+  except flags.Error as error:
+    if 'as a ConfigDict' in str(error):
+      error = f'{str(error).split(":")[0]}: is a group; set its fields, as in --config.solver.name'
     _fail(f'{error}; see --help and configs/default.py')
+  except Exception as error:  # The config is a program of the user's: anything can go wrong in it.
+    inner = error.args[0] if error.args and isinstance(error.args[0], Exception) else error
+    if isinstance(inner, KeyError):  # How a locked config refuses an unknown field.
+      name = str(inner.args[0]).replace('\n', ', ')
+      _fail(f'unknown config field {name}; configs/default.py lists them')
+    given = ' '.join(arg for arg in argv if arg.startswith('--config'))
+    _fail(f'{given} does not fit: {error}; see configs/default.py for files, groups and fields')
 
 
 def _fail(message, code=2):

@@ -20,7 +20,7 @@ import samplers
 from engine import files, images, seeds as seeds_lib
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'pillow', 'ml_collections')
-_LEAST_SIZE = 64  # Pixels of an image in the grid.
+_GRID = {'columns': (1, 100), 'rows': (1, 100), 'size': (64, 512)}  # Least and most of each.
 _LIMITS = {'none': lambda denoise: denoise, 'clip': samplers.guidance.clip,
            'dynamic': samplers.guidance.dynamic_threshold}
 
@@ -73,14 +73,15 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     ValueError: if a field is out of range or the folder cannot be written to.
   """
   given = _given(config.to_dict())
-  batch_size = _at_least('batch_size', config.batch_size, 1)
-  grid = {name: _at_least(f'output.grid.{name}', config.output.grid[name], least)
-          for name, least in (('columns', 1), ('rows', 1), ('size', _LEAST_SIZE))}
+  batch_size = _within('batch_size', config.batch_size, 1, 2**16)
+  grid = {name: _within(f'output.grid.{name}', config.output.grid[name], least, most)
+          for name, (least, most) in _GRID.items()}
   model = models.load(config.model.name)
   sigmas, schedule = _sigmas(config.schedule.name, given['schedule'], model)
   table, solver = _table(config.solver.name, given['solver'], sigmas)
   if config.limit not in _LIMITS:
-    raise ValueError(f'config.limit: must be one of: {", ".join(_LIMITS)}, got {config.limit!r}')
+    raise ValueError(f'config.limit: must be one of: {", ".join(_LIMITS)}, got {config.limit!r}; '
+                     "'none' changes nothing")
   seeds = seeds_lib.parse(config.seeds)
   classes = seeds_lib.parse_labels(config.labels, model.num_classes)
   folder = files.check_folder(workdir)
@@ -213,9 +214,10 @@ def _numbers(option, value):
                      "as '80,5,0.5,0'") from None
 
 
-def _at_least(name, value, least):
-  if value is None or value < least:
-    raise ValueError(f'config.{name}: must be an integer of at least {least}, got {value}')
+def _within(name, value, least, most):
+  if value is None or not least <= value <= most:
+    raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '
+                     'configs/default.py has the usual one')
   return value
 
 

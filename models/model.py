@@ -43,11 +43,11 @@ class Model:
     return self.apply(self.params, x, sigma, labels)
 
 
-def load(name: str) -> Model:
+def load(directory: str) -> Model:
   """Loads a model.
 
   Args:
-    name: a key of BUNDLED.
+    directory: the name of a model that comes with the project, a key of BUNDLED.
 
   Returns:
     The Model.
@@ -56,9 +56,10 @@ def load(name: str) -> Model:
     OSError: if a file of the model is missing.
     ValueError: if there is no such model (it lists those there are), or a file is damaged.
   """
-  if name not in BUNDLED:
-    raise ValueError(f'load: model must be one of: {", ".join(BUNDLED)}, got {name!r}')
-  return BUNDLED[name](name)
+  if directory not in BUNDLED:
+    raise ValueError(f'load: model must be one of: {", ".join(BUNDLED)}, got {directory!r}; choose '
+                     'one of these, or wrap your own callable D(x; sigma) for samplers.run')
+  return BUNDLED[directory](directory)
 
 
 def _digits_exact(name):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import coefficients, levels as levels_lib, registry
+from samplers import checks, coefficients, levels as levels_lib, registry
 from samplers.multistep import multistep, weighted
 from samplers.table import Row, Table, assemble
 
@@ -46,7 +46,7 @@ def ipndm(levels: Sequence[Any], *, max_order: int = 4, xp: Any = np) -> Table:
   Raises:
     ValueError: if max_order is not 1, 2, 3 or 4.
   """
-  registry.check_order('ipndm', max_order, 4)
+  checks.check_order('ipndm', max_order, 4)
 
   def advance(i, x, eps):
     return x + (levels[i + 1] - levels[i]) * weighted(_EQUAL_STEPS[len(eps)], eps)
@@ -73,7 +73,7 @@ def ipndm_v(levels: Sequence[Any], *, max_order: int = 4, xp: Any = np) -> Table
   Raises:
     ValueError: if max_order is not 1, 2, 3 or 4.
   """
-  registry.check_order('ipndm_v', max_order, 4)
+  checks.check_order('ipndm_v', max_order, 4)
   return _variable_steps(levels, max_order, xp)
 
 
@@ -95,7 +95,7 @@ def lms(levels: Sequence[Any], *, order: int = 4, xp: Any = np) -> Table:
   Raises:
     ValueError: if order is not 1, 2, 3 or 4.
   """
-  registry.check_order('lms', order, 4, 'order')
+  checks.check_order('lms', order, 4, 'order')
   return _variable_steps(levels, order, xp)
 
 
@@ -119,13 +119,13 @@ def plms(levels: Sequence[Any], *, max_order: int = 4, xp: Any = np) -> Table:
   Raises:
     ValueError: if max_order is not 1, 2, 3 or 4.
   """
-  registry.check_order('plms', max_order, 4)
+  checks.check_order('plms', max_order, 4)
   x, *memory, denoised = xp.eye(max(max_order, 2) + 1)
   rows = []
   for i, (s, s1) in enumerate(zip(levels, levels[1:], strict=False)):
     answers = [(x - denoised) / s, *memory]
     shifted = answers[:len(memory)]
-    if registry.is_zero(s1):
+    if checks.is_zero(s1):
       rows.append(Row(s, [denoised, *shifted], level=s1))
     elif i == 0:
       rows.append(Row(s, [denoised + s1 / s * (x - denoised), *shifted]))
@@ -165,19 +165,21 @@ def deis(levels: Sequence[Any], *, max_order: int = 3, mode: str = 'tab',
     A Table with NFE n and max_order slots.
 
   Raises:
-    ValueError: if an option is not one of the above, or a 'tab' grid ends in 0, where dsigma/du
-      is infinite.
+    ValueError: if an option is not one of the above, a 'tab' grid ends in 0, where dsigma/du is
+      infinite, or epsilon_s is not between 0 and 1.
   """
-  registry.check_order('deis', max_order, 4)
-  registry.check_choice('deis', 'mode', mode, ('tab', 'rhoab'))
-  registry.check_choice('deis', 'quadrature', quadrature, ('published', 'exact'))
-  registry.check_choice('deis', 'constants', constants, ('published', 'grid'))
+  checks.check_order('deis', max_order, 4)
+  checks.check_choice('deis', 'mode', mode, ('tab', 'rhoab'))
+  checks.check_choice('deis', 'quadrature', quadrature, ('published', 'exact'))
+  checks.check_choice('deis', 'constants', constants, ('published', 'grid'))
   if mode == 'rhoab':
     return _variable_steps(levels, max_order, xp)
-  if registry.is_zero(levels[-1]):
+  if checks.is_zero(levels[-1]):
     raise ValueError("deis: sigmas must end above 0 with mode 'tab', got a last level 0; end at "
                      "sigma_min and add denoise_to_zero, or use mode='rhoab'")
   low, high = _DEIS_RANGE if constants == 'published' else (levels[-1], levels[0])
+  if xp is np:
+    levels_lib.check_vp_range('deis', low, high, epsilon_s)
   beta = levels_lib.vp_constants(low, high, epsilon_s, xp=xp)
   times = [levels_lib.vp_time_of_sigma(level, *beta, xp=xp) for level in levels]
   integrate = _published_sum if quadrature == 'published' else _gauss_legendre

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samplers import levels as levels_lib, registry
+from samplers import checks, levels as levels_lib
 
 # Ending at sigma_min.
 
@@ -31,7 +31,7 @@ def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 
   Returns:
     np.float64 of shape (num_steps + 1,).
   """
-  check_positive('polynomial', 'rho', rho, '7 is the usual choice')
+  checks.check_positive('polynomial', 'rho', rho, '7 is the usual choice')
   return _power_points(num_steps + 1, sigma_min, sigma_max, rho)
 
 
@@ -65,7 +65,7 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
   Raises:
     ValueError: if an option is out of range, or the range is too narrow for sigma(u) to increase.
   """
-  check_positive('time_uniform', 'rho', rho, '1 is equal steps of time')
+  checks.check_positive('time_uniform', 'rho', rho, '1 is equal steps of time')
   return _vp_points('time_uniform', num_steps + 1, sigma_min, sigma_max, rho, epsilon_s)
 
 
@@ -77,13 +77,13 @@ def edm(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> n
 
   Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Eq. 5.
   """
-  check_positive('edm', 'rho', rho, '7 is the usual choice')
+  checks.check_positive('edm', 'rho', rho, '7 is the usual choice')
   return append_zero(_power_points(num_steps, sigma_min, sigma_max, rho))
 
 
 def karras(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7) -> np.ndarray:
   """Returns the same grid as `edm`, under the name that k-diffusion gives it."""
-  check_positive('karras', 'rho', rho, '7 is the usual choice')
+  checks.check_positive('karras', 'rho', rho, '7 is the usual choice')
   return append_zero(_power_points(num_steps, sigma_min, sigma_max, rho))
 
 
@@ -136,7 +136,7 @@ def polyexponential(num_steps: int, sigma_min: float, sigma_max: float,
   Returns:
     np.float64 of shape (num_steps + 1,).
   """
-  check_positive('polyexponential', 'rho', rho, "1 is 'exponential'")
+  checks.check_positive('polyexponential', 'rho', rho, "1 is 'exponential'")
   ramp = (1 - _fractions(num_steps))**rho
   grid = sigma_min * np.exp(ramp * np.log(sigma_max / sigma_min))
   return append_zero(_pin(grid, sigma_min, sigma_max))
@@ -160,9 +160,9 @@ def kvp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None 
     np.float64 of shape (num_steps + 1,).
   """
   del sigma_min, sigma_max
-  check_positive('kvp', 'beta_d', beta_d, '19.9 is the usual choice')
-  check_positive('kvp', 'beta_min', beta_min, '0.1 is the usual choice')
-  check_fraction('kvp', 'eps_s', eps_s, '1e-3 is the usual choice')
+  checks.check_positive('kvp', 'beta_d', beta_d, '19.9 is the usual choice')
+  checks.check_positive('kvp', 'beta_min', beta_min, '0.1 is the usual choice')
+  checks.check_fraction('kvp', 'eps_s', eps_s, '1e-3 is the usual choice')
   time = 1 + _fractions(num_steps) * (eps_s - 1)
   return append_zero(levels_lib.sigma_of_vp_time(time, beta_d, beta_min))
 
@@ -202,14 +202,14 @@ def linear_quadratic(num_steps: int, sigma_min: float | None = None,
     ValueError: if an option is out of range, or the parabola would turn back.
   """
   del sigma_min
-  check_fraction('linear_quadratic', 'threshold_noise', threshold_noise, '0.025 is usual')
+  checks.check_fraction('linear_quadratic', 'threshold_noise', threshold_noise, '0.025 is usual')
   if sigma_max is None:
     raise ValueError('linear_quadratic: sigma_max must be a number above 0, got None; give the '
                      'first level')
   if num_steps == 1:
     return np.array([sigma_max, 0.0])
   linear = num_steps // 2 if linear_steps is None else linear_steps
-  if not is_integer(linear) or not 1 <= linear < num_steps:
+  if not checks.is_integer(linear) or not 1 <= linear < num_steps:
     raise ValueError(f'linear_quadratic: linear_steps must be an integer from 1 to num_steps - 1 = '
                      f'{num_steps - 1}, got {linear!r}; leave it out for num_steps // 2')
   steps = np.arange(num_steps + 1)
@@ -240,35 +240,10 @@ def explicit(num_steps: int | None = None, sigma_min: float | None = None,
     ValueError: if the list is not such.
   """
   del num_steps, sigma_min, sigma_max
-  return registry.check_grid('explicit', levels_lib.to_array('explicit', 'sigmas', sigmas))
+  return checks.check_grid('explicit', checks.to_array('explicit', 'sigmas', sigmas))
 
 
-# Checks.
-
-
-def is_integer(value) -> bool:
-  """Says whether a value is an integer of Python or NumPy; True and False are not."""
-  return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def to_number(value) -> float:
-  """Returns a value as a float, NaN where it is none; a text or a truth value is none."""
-  try:
-    return float('nan' if isinstance(value, str | bool) else value)
-  except (TypeError, ValueError):
-    return float('nan')
-
-
-def check_positive(name: str, option: str, value: float, remedy: str) -> None:
-  """Raises ValueError unless a value is a finite number above 0."""
-  if not 0 < to_number(value) < np.inf:
-    raise ValueError(f'{name}: {option} must be a finite number above 0, got {value!r}; {remedy}')
-
-
-def check_fraction(name: str, option: str, value: float, remedy: str) -> None:
-  """Raises ValueError unless a value lies strictly between 0 and 1."""
-  if not 0 < to_number(value) < 1:
-    raise ValueError(f'{name}: {option} must be strictly between 0 and 1, got {value!r}; {remedy}')
+# Shared pieces.
 
 
 def _fractions(points):
@@ -298,7 +273,7 @@ def _geometric_points(points, sigma_min, sigma_max):
 
 
 def _vp_points(name, points, sigma_min, sigma_max, rho, epsilon_s):
-  check_fraction(name, 'epsilon_s', epsilon_s, '1e-3 is the usual choice')
+  levels_lib.check_vp_range(name, sigma_min, sigma_max, epsilon_s)
   beta_d, beta_min = levels_lib.vp_constants(sigma_min, sigma_max, epsilon_s)
   if min(beta_d * epsilon_s, beta_d) + beta_min <= 0:  # Slope of log(1 + sigma^2) at either end.
     raise ValueError(f'{name}: sigma_min and sigma_max must be far enough apart for epsilon_s = '

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import registry
+from samplers import checks
 
 ADM_BETA_D, ADM_BETA_MIN = 19.9, 0.1  # The linear VP process of Song et al. 2021, also ADM's.
 
@@ -76,9 +76,9 @@ def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) ->
       (0, 1], or the next is not lower.
   """
   if isinstance(table, str):
-    registry.check_choice(name, 'alphas_cumprod', table, tuple(ALPHAS_CUMPROD))
+    checks.check_choice(name, 'alphas_cumprod', table, tuple(ALPHAS_CUMPROD))
     return ALPHAS_CUMPROD[table]()
-  array = to_array(name, 'alphas_cumprod', table)
+  array = checks.to_array(name, 'alphas_cumprod', table)
   if array.ndim != 1 or len(array) < 2:
     raise ValueError(f'{name}: alphas_cumprod must be a list of two or more entries, got shape '
                      f'{array.shape}; give one entry per training step')
@@ -168,12 +168,34 @@ def table_range(alphas_cumprod: np.ndarray) -> tuple[float, float]:
 # The VP process, sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
 
 
+def check_vp_range(name: str, sigma_min: float, sigma_max: float, epsilon_s: float) -> None:
+  """Checks a range that `vp_constants` is asked for.
+
+  Args:
+    name: who asks, for the error.
+    sigma_min: noise level at time epsilon_s.
+    sigma_max: noise level at time 1.
+    epsilon_s: time of the lowest level.
+
+  Raises:
+    ValueError: if a level is not above 0, sigma_max is not above sigma_min, or epsilon_s is not
+      between 0 and 1.
+  """
+  checks.check_fraction(name, 'epsilon_s', epsilon_s, '1e-3 is the usual choice')
+  checks.check_positive(name, 'sigma_min', sigma_min, "the network's lowest level is usual")
+  checks.check_positive(name, 'sigma_max', sigma_max, "the network's highest level is usual")
+  if sigma_max <= sigma_min:
+    raise ValueError(f'{name}: sigma_max must be above sigma_min, got {sigma_max:g} and '
+                     f'{sigma_min:g}; swap them or widen the range')
+
+
 def vp_constants(sigma_min: Any, sigma_max: Any, epsilon_s: float = 1e-3,
                  xp: Any = np) -> tuple[Any, Any]:
   """Returns (beta_d, beta_min) for which sigma(epsilon_s) = sigma_min and sigma(1) = sigma_max.
 
   beta_d = 2 (log(1 + sigma_min^2) / epsilon_s - log(1 + sigma_max^2)) / (epsilon_s - 1),
-  beta_min = log(1 + sigma_max^2) - beta_d / 2.
+  beta_min = log(1 + sigma_max^2) - beta_d / 2. For a range so narrow that beta_d + beta_min < 0,
+  sigma(t) has a peak before 1; `vp_time_of_sigma` then gives the time before the peak.
 
   Source: Karras et al. 2022 (EDM), arXiv:2206.00364, the published ablation sampler.
 
@@ -301,7 +323,7 @@ def preconditioning_range(name: str) -> tuple[float, float]:
   Raises:
     ValueError: if the name is unknown.
   """
-  registry.check_choice('preconditioning_range', 'name', name, tuple(_PRECONDITIONING_RANGES))
+  checks.check_choice('preconditioning_range', 'name', name, tuple(_PRECONDITIONING_RANGES))
   return _PRECONDITIONING_RANGES[name]()
 
 
@@ -367,15 +389,6 @@ def ancestral_split(sigma: Any, sigma_next: Any, eta: Any = 1.0, xp: Any = np) -
   up = eta * sigma_next * xp.sqrt((sigma - sigma_next) * (sigma + sigma_next)) / sigma
   up = xp.minimum(sigma_next, up)
   return xp.sqrt((sigma_next - up) * (sigma_next + up)), up
-
-
-def to_array(name: str, option: str, value: Any) -> np.ndarray:
-  """Returns a list of numbers as float64, or raises ValueError in the name of who asks."""
-  try:
-    return np.asarray(value, np.float64)
-  except (TypeError, ValueError):
-    raise ValueError(f'{name}: {option} must be a list of numbers, got {value!r}; give a list, '
-                     'tuple or array') from None
 
 
 def _like(values, like, xp):

@@ -58,9 +58,9 @@ def run(table: table_lib.Table,
   Raises:
     ValueError: if x is not a batch of images of floats, if `key` is not one typed key per sample,
       if the table has noise and neither key nor draw is given, if `project` has no noise, or if
-      an answer is not shaped like x.
+      what a function returns is not shaped like x.
   """
-  _check_state(x)
+  x = _check_state(x)
   keys = _check_key(key, x)
   sigma, mix, noise, level = (jnp.asarray(a).astype(x.dtype) for a in (
       table.sigma, table.mix, table.noise, table.level))
@@ -68,6 +68,10 @@ def run(table: table_lib.Table,
   add_noise = _noise_source(table, keys, draw, x)
   project_draw = _project_source(project, project_draw, keys)
   steps = _steps(table.level) if trajectory else None
+
+  def imputed(image, r, level):
+    z = _like_state('project_draw', project_draw(r, x), x)
+    return _like_state('project', project(image, level, z), x)
 
   def step(state, row):
     r, sigma, kind, mix, noise, drawn, level = row
@@ -78,8 +82,7 @@ def run(table: table_lib.Table,
              for w in mix]
     state = add_noise(state, r, noise, drawn)
     if project is not None:
-      end = jax.lax.cond(jnp.isnan(level), lambda: state[0],
-                         lambda: project(state[0], level, project_draw(r, x)))
+      end = jax.lax.cond(jnp.isnan(level), lambda: state[0], lambda: imputed(state[0], r, level))
       state = [end, *state[1:]]
     return state, state[0] if trajectory else None
 
@@ -96,13 +99,7 @@ def run(table: table_lib.Table,
 def _answer(denoise, guide, x):
   """Returns answer(kind, x, sigma), checked to be shaped like x and cast to its precision."""
   def checked(name, function):
-    def call(x, sigma):
-      out = function(x, sigma)
-      if out.shape != x.shape:
-        raise ValueError(f'run: {name} must return an image batch like x, shape {x.shape}, got '
-                         f'{out.shape}')
-      return out.astype(x.dtype)
-    return call
+    return lambda x, sigma: _like_state(name, function(x, sigma), x)
 
   def nothing(x, sigma):
     del sigma
@@ -138,7 +135,7 @@ def _noise_source(table, keys, draw, x):
             for part, weight in zip(state, noise, strict=True)]
 
   def add_noise(state, r, noise, drawn):
-    z = jax.lax.cond(drawn, lambda: draw(r, x).astype(x.dtype), lambda: jnp.zeros_like(x))
+    z = jax.lax.cond(drawn, lambda: _like_state('draw', draw(r, x), x), lambda: jnp.zeros_like(x))
     return [part + weight * z for part, weight in zip(state, noise, strict=True)]
   return sourceless if draw is None else add_noise
 
@@ -166,19 +163,29 @@ def _steps(level) -> np.ndarray:
   return np.flatnonzero(~np.isnan(np.asarray(level)))
 
 
-def _check_state(x) -> None:
+def _like_state(name, out, x):
+  """What a user's function returned, in the precision of x; its shape has to be that of x."""
+  if jnp.shape(out) != x.shape:
+    raise ValueError(f'run: {name} must return an image batch like x, shape {x.shape}, got '
+                     f'{jnp.shape(out)}; keep batch, height, width and channels')
+  return jnp.asarray(out).astype(x.dtype)
+
+
+def _check_state(x) -> jax.Array:
   if getattr(x, 'ndim', None) != 4:
     raise ValueError('run: x must have shape (batch, height, width, channels), got '
                      f'{getattr(x, "shape", type(x))}; add the missing axes')
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(f'run: x must be an array of floats, got {x.dtype}; scale images to [-1, 1]')
+  return jnp.asarray(x)
 
 
 def _check_key(key, x):
   if key is None:
     return None
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != (x.shape[0],):
+  typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  if not typed or key.shape != (x.shape[0],):
     raise ValueError(f'run: key must be one typed key per sample, shape ({x.shape[0]},), got '
-                     f'{key.dtype} of shape {key.shape}; use jax.random.split(jax.random.key(0), '
-                     f'{x.shape[0]})')
+                     f'{getattr(key, "dtype", type(key))} of shape {jnp.shape(key)}; use '
+                     f'jax.random.split(jax.random.key(0), {x.shape[0]})')
   return key

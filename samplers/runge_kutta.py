@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import coefficients, levels as levels_lib, registry
+from samplers import checks, coefficients, levels as levels_lib, registry
 from samplers.table import Row, Table, assemble
 
 
@@ -53,8 +53,9 @@ def ddim(levels: Sequence[Any], *, eta: float = 0.0, xp: Any = np) -> Table:
   Raises:
     ValueError: if eta is not within 0 and 1.
   """
-  if xp is np and not 0 <= eta <= 1:
-    raise ValueError(f'ddim: eta must be between 0 (deterministic) and 1 (ancestral), got {eta!r}')
+  if xp is np and not 0 <= checks.to_number(eta) <= 1:
+    raise ValueError(f'ddim: eta must be between 0 and 1, got {eta!r}; 0 is deterministic, 1 is '
+                     'ancestral')
   x, denoised = xp.eye(2)
   rows = []
   for s, s1 in zip(levels, levels[1:], strict=False):
@@ -85,7 +86,7 @@ def heun(levels: Sequence[Any], *, xp: Any = np) -> Table:
   for s, s1 in zip(levels, levels[1:], strict=False):
     eps = (x - denoised) / s
     euler_x = denoised + s1 / s * (x - denoised)
-    if registry.is_zero(s1):
+    if checks.is_zero(s1):
       rows.append(Row(s, [euler_x, eps], level=s1))
       continue
     rows.append(Row(s, [euler_x, eps]))
@@ -129,13 +130,13 @@ def dpm(levels: Sequence[Any], *, r: float = 0.5, xp: Any = np) -> Table:
   Raises:
     ValueError: if r is not within (0, 1].
   """
-  if xp is np and not 0 < r <= 1:
-    raise ValueError(f'dpm: r must be above 0 and at most 1, got {r!r}; 0.5 is the midpoint')
+  if xp is np:
+    checks.check_node('dpm', 'r', r, '0.5 is the midpoint')
   x, slope, denoised = xp.eye(3)
   rows = []
   for s, s1 in zip(levels, levels[1:], strict=False):
     eps = (x - denoised) / s
-    if registry.is_zero(s1):
+    if checks.is_zero(s1):
       rows.append(Row(s, [denoised, eps], level=s1))
       continue
     m = s * (s1 / s)**r
@@ -175,17 +176,23 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
     A Table with NFE n (order 1), 2 n (order 2; 2 n - 1 if the grid ends in 0), 2 slots.
 
   Raises:
-    ValueError: if order, c, schedule or scaling is not one of the above.
+    ValueError: if order, c, schedule or scaling is not one of the above, or the vp schedule has no
+      range or one below the grid.
   """
-  registry.check_order('rk', order, 2, 'order')
-  registry.check_choice('rk', 'schedule', schedule, ('vp', 've', 'linear'))
-  registry.check_choice('rk', 'scaling', scaling, ('none', 'vp'))
-  if xp is np and not 0 < c <= 1:
-    raise ValueError(f'rk: c must be above 0 and at most 1, got {c!r}; 1 is Heun')
-  low = levels[-2] if registry.is_zero(levels[-1]) else levels[-1]
-  time_of, sigma_of, slope_of = _noise_schedule(
-      schedule, low if sigma_min is None else sigma_min,
-      levels[0] if sigma_max is None else sigma_max, epsilon_s, xp)
+  checks.check_order('rk', order, 2, 'order')
+  checks.check_choice('rk', 'schedule', schedule, ('vp', 've', 'linear'))
+  checks.check_choice('rk', 'scaling', scaling, ('none', 'vp'))
+  if xp is np:
+    checks.check_node('rk', 'c', c, '1 is Heun')
+  low = levels[-2] if checks.is_zero(levels[-1]) else levels[-1]
+  low = low if sigma_min is None else sigma_min
+  high = levels[0] if sigma_max is None else sigma_max
+  if xp is np and schedule == 'vp':
+    levels_lib.check_vp_range('rk', low, high, epsilon_s)
+    if high < levels[0] * (1 - 1e-9):
+      raise ValueError(f"rk: sigma_max must not be below the grid's first level {levels[0]:g}, got "
+                       f'{high:g}; leave it out to take that level')
+  time_of, sigma_of, slope_of = _noise_schedule(schedule, low, high, epsilon_s, xp)
 
   def scale(sigma):
     return 1 / xp.sqrt(1 + sigma**2) if scaling == 'vp' else 1.0
@@ -201,7 +208,7 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
     t, t1 = time_of(sigma), time_of(sigma1)
     h = t1 - t
     k1 = velocity(x, denoised, sigma, t)
-    if order == 1 or registry.is_zero(sigma1):
+    if order == 1 or checks.is_zero(sigma1):
       rows.append(Row(sigma, [(scale(sigma) * x + h * k1) / scale(sigma1), k1], level=sigma1))
       continue
     whole = isinstance(c, float | int) and c == 1
@@ -245,7 +252,7 @@ def dpm_fast(levels: Sequence[Any], *, xp: Any = np) -> Table:
   Raises:
     ValueError: if the grid ends in 0.
   """
-  if registry.is_zero(levels[-1]):
+  if checks.is_zero(levels[-1]):
     raise ValueError('dpm_fast: sigmas must end above 0 since its steps are equal in log sigma, '
                      'got a last level 0; end at sigma_min and add denoise_to_zero')
   n = len(levels) - 1

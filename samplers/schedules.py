@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import grids, levels as levels_lib, registry, table_grids
+from samplers import checks, grids, levels as levels_lib, table_grids
 
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function for function in (
     grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
@@ -67,7 +67,7 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
   for option in options:
     if option not in parameters:
       known = schedule_options(name)
-      raise ValueError(f'{name}: {registry.unknown("option", option, known)}')
+      raise ValueError(f'{name}: {checks.unknown("option", option, known)}')
   for option, parameter in parameters.items():
     if (option not in _RANGE and parameter.default is parameter.empty
         and options.get(option) is None):
@@ -77,7 +77,7 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
   grid = SCHEDULES[name](**_check_range(name, given, needed), **options)
   if levels is not None:
     grid = _round(name, grid, levels)
-  return registry.check_grid(name, grid)
+  return checks.check_grid(name, grid)
 
 
 _REMEDIES = {
@@ -90,7 +90,7 @@ _REMEDIES = {
 
 def _parameters(name):
   if name not in SCHEDULES:
-    raise ValueError(f'schedule: {registry.unknown("schedule", name, SCHEDULES)}')
+    raise ValueError(f'schedule: {checks.unknown("schedule", name, SCHEDULES)}')
   return inspect.signature(SCHEDULES[name]).parameters
 
 
@@ -98,14 +98,17 @@ def _check_range(name, given, needed):
   """The number of steps and the range, as numbers where they are given, checked."""
   num_steps, low, high = given.values()
   if num_steps is not None or 'num_steps' in needed:
-    if not grids.is_integer(num_steps) or num_steps < 1:
+    if not checks.is_integer(num_steps) or num_steps < 1:
       raise ValueError(f'{name}: num_steps must be an integer of at least 1, got {num_steps!r}; it '
                        'counts the intervals between levels')
     num_steps = int(num_steps)
   for option, value, remedy in (('sigma_min', low, "the model's lowest level is the usual choice"),
                                 ('sigma_max', high, "the model's highest level is usual")):
     if value is not None or option in needed:
-      grids.check_positive(name, option, value, remedy)
+      checks.check_positive(name, option, value, remedy)
+      if value > checks.HIGHEST_SIGMA:
+        raise ValueError(f'{name}: {option} must be at most {checks.HIGHEST_SIGMA:g}, got '
+                         f'{value:g}; {remedy}')
   low, high = (None if value is None else float(value) for value in (low, high))
   if low is not None and high is not None and high <= low:
     raise ValueError(f'{name}: sigma_max must be above sigma_min, got {high:g} and {low:g}; swap '
@@ -115,7 +118,7 @@ def _check_range(name, given, needed):
 
 def _round(name, grid, levels):
   """Rounds positive levels to a network's; its level 0 does not count, since a step needs > 0."""
-  levels = levels_lib.to_array(name, 'levels', levels)
+  levels = checks.to_array(name, 'levels', levels)
   bad = np.flatnonzero(~(np.isfinite(levels) & (levels >= 0)))
   if bad.size or levels.ndim != 1 or not np.any(levels > 0):
     got = f'{levels[bad[0]]} at index {bad[0]}' if bad.size and levels.ndim == 1 else levels

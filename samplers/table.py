@@ -19,17 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from samplers import checks
+
 DENOISE, GUIDE, NOTHING, RAW = 0, 1, 2, 3
 """Kinds of row: what the answer is. See `Table`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Table:
   """A general linear method on `slots` images with one answer per row.
 
   The state starts as x in slot 0 and zeros elsewhere; the result is slot 0 after the last row. A
-  Table is a pytree of arrays: an argument of a compiled function, never a constant in it. NumPy
-  arrays are checked when the Table is built; traced arrays are not.
+  Table is a pytree of arrays: an argument of a compiled function, never a constant in it. It is
+  checked where it is built on the host; with a jax array among its fields, or by a map over
+  pytrees, it is not.
 
   Attributes:
     sigma: noise level at which slot 0 is evaluated, shape (rows,), > 0.
@@ -39,11 +42,11 @@ class Table:
     noise: weight of the row's one standard normal draw in each slot, shape (rows, slots).
     level: noise level of slot 0 after the row where that is a grid point, else NaN, (rows,).
     interval: noise levels between which the row's draw acts, shape (rows, 2), NaN without a draw;
-      read on the host only, by sources of Brownian noise.
+      None: NaN everywhere. A row with an interval draws even where its weight is 0.
 
   Raises:
-    ValueError: if shapes disagree, a coefficient is not finite, a level is not positive or a kind
-      is unknown.
+    ValueError: if shapes disagree, a coefficient is not a finite number, a level is not positive
+      or a kind is unknown.
   """
 
   sigma: np.ndarray
@@ -54,9 +57,12 @@ class Table:
   interval: np.ndarray | None = None
 
   def __post_init__(self):
-    if self.interval is None and isinstance(self.sigma, np.ndarray):
+    if self.interval is None:
       object.__setattr__(self, 'interval', np.full((len(self.sigma), 2), np.nan))
-    if all(isinstance(leaf, np.ndarray) for leaf in vars(self).values()):
+    if not any(isinstance(leaf, jax.Array) for leaf in vars(self).values()):
+      for name, leaf in vars(self).items():
+        array = np.asarray(leaf) if name == 'kind' else checks.to_array('Table', name, leaf)
+        object.__setattr__(self, name, array)
       _check(self)
 
   @property
@@ -75,8 +81,22 @@ class Table:
     return int(np.isin(np.asarray(self.kind), (DENOISE, RAW)).sum())
 
 
-jax.tree_util.register_dataclass(
-    Table, data_fields=[field.name for field in dataclasses.fields(Table)], meta_fields=[])
+_FIELDS = tuple(field.name for field in dataclasses.fields(Table))
+
+
+def _flatten(table):
+  return [(jax.tree_util.GetAttrKey(name), getattr(table, name)) for name in _FIELDS], None
+
+
+def _unflatten(_, leaves):
+  """Without the checks: leaves may be stacked tables, differences of tables, or no arrays."""
+  table = object.__new__(Table)
+  for name, leaf in zip(_FIELDS, leaves, strict=True):
+    object.__setattr__(table, name, leaf)
+  return table
+
+
+jax.tree_util.register_pytree_with_keys(Table, _flatten, _unflatten)
 
 
 class Row(NamedTuple):
@@ -153,7 +173,8 @@ def pad(table: Table, rows: int, slots: int) -> Table:
   """
   for what, have, want in (('rows', table.rows, rows), ('slots', table.slots, slots)):
     if have > want:
-      raise ValueError(f'pad: {what} must be at least those of the table, {have}, got {want}')
+      raise ValueError(f'pad: {what} must be at least those of the table, {have}, got {want}; pad '
+                       'to the largest of the tables that share a program')
   more = rows - table.rows
   mix = np.zeros((rows, slots, slots + 1))
   mix[:, np.arange(slots), np.arange(slots)] = 1  # Idle slots and rows keep what they hold.
@@ -171,10 +192,10 @@ def pad(table: Table, rows: int, slots: int) -> Table:
 def first_step_for_free(table: Table, xp: Any = np) -> Table:
   """Replaces the first evaluation by the analytical one (AFS): eps = x / sqrt(1 + sigma^2).
 
-  At a high first level x is almost pure noise and its eps is known to be nearly x / sigma; the
-  form with 1 + sigma^2 is exact for data of unit variance. The answer D = x - sigma eps is linear
-  in x, so it folds into the mix of a row of kind 2. A threshold on D would not act here: the
-  largest |D| / |z| over all sigma is 0.31.
+  At a high first level x is almost pure noise, and so eps nearly x / sigma; divided by
+  sqrt(1 + sigma^2) instead it has unit variance for data of unit variance, and the two agree as
+  sigma grows. The answer D = x - sigma eps is linear in x, so it folds into the mix of a row of
+  kind 2. A threshold on D would not act here: for x = sigma z, |D| <= 0.301 |z| at any sigma.
 
   Source: Dockhorn et al. 2022 (GENIE), arXiv:2210.05475, Sec. 3.2.
 
@@ -190,7 +211,7 @@ def first_step_for_free(table: Table, xp: Any = np) -> Table:
   """
   if table.kind[0] != DENOISE:
     raise ValueError('afs: the table must start with an evaluation of the denoiser, got a row of '
-                     f'kind {table.kind[0]}; leave afs out for this solver')
+                     f'kind {table.kind[0]}; leave afs out')
   sigma = table.sigma[0]
   root = xp.sqrt(1 + sigma**2)
   denoised = 1 / (root * (root + sigma))  # D / x = 1 - sigma / root, without its cancellation.
@@ -219,32 +240,35 @@ def denoise_at_end(table: Table, sigma: Any, xp: Any = np) -> Table:
   def append(name):
     join = np if name == 'kind' else xp
     return join.concatenate([getattr(table, name), getattr(last, name)])
-  return Table(**{field.name: append(field.name) for field in dataclasses.fields(Table)})
+  return Table(**{name: append(name) for name in _FIELDS})
 
 
 def _check(table: Table) -> None:
   if table.mix.ndim != 3 or table.mix.shape[2] != table.mix.shape[1] + 1 or not table.mix.size:
     raise ValueError('Table: mix must have shape (rows, slots, slots + 1) with rows and slots >= 1'
-                     f', got {table.mix.shape}')
+                     f', got {table.mix.shape}; the last column weighs the answer')
   rows, slots = table.rows, table.slots
   shapes = {'sigma': (rows,), 'kind': (rows,), 'noise': (rows, slots), 'level': (rows,),
             'interval': (rows, 2)}
   for name, shape in shapes.items():
     if getattr(table, name).shape != shape:
-      raise ValueError(f'Table: {name} must have shape {shape} beside mix of shape '
-                       f'{table.mix.shape}, got {getattr(table, name).shape}')
-  if not np.isin(table.kind, (DENOISE, GUIDE, NOTHING, RAW)).all():
-    raise ValueError(f'Table: kind must be 0, 1, 2 or 3, got {sorted(set(table.kind.tolist()))}')
+      raise ValueError(f'Table: {name} must have shape {shape}, got {getattr(table, name).shape}; '
+                       f'mix has shape {table.mix.shape}')
+  if not (np.issubdtype(table.kind.dtype, np.integer) and np.isin(
+      table.kind, (DENOISE, GUIDE, NOTHING, RAW)).all()):
+    raise ValueError('Table: kind must be an integer, 0 (denoiser), 1 (guide), 2 (nothing) or 3 '
+                     f'(before thresholding), got {sorted(set(table.kind.tolist()))}; see Table')
   bad = np.flatnonzero(~(np.isfinite(table.sigma) & (table.sigma > 0)))
   if bad.size:
     raise ValueError('Table: sigma must be finite and > 0 in every row, got '
-                     f'{table.sigma[bad[0]]:g} in row {bad[0]}')
+                     f'{table.sigma[bad[0]]:g} in row {bad[0]}; a row of kind 2 may name any level')
   for name in ('mix', 'noise'):
     bad = np.argwhere(~np.isfinite(getattr(table, name)))
     if len(bad):
-      raise ValueError(f'Table: {name} must be finite, got a value that is not in row {bad[0][0]}; '
-                       'a step is too small or too large for the formula')
+      raise ValueError(f'Table: {name} must be finite, got {getattr(table, name)[tuple(bad[0])]} '
+                       f'in row {bad[0][0]}; the levels around it are too close or too far apart '
+                       'for the formula')
   bad = np.flatnonzero((table.level < 0) | np.isinf(table.level))
   if bad.size:
-    raise ValueError('Table: level must be finite and >= 0, or NaN within a step, got '
-                     f'{table.level[bad[0]]:g} in row {bad[0]}')
+    raise ValueError('Table: level must be finite and >= 0, got '
+                     f'{table.level[bad[0]]:g} in row {bad[0]}; use NaN within a step')

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samplers import grids, levels as levels_lib, registry
+from samplers import checks, grids, levels as levels_lib
 
 AYS_LEVELS = {
     'SD1': (14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092,
@@ -54,10 +54,10 @@ def discrete(num_steps: int, sigma_min: float, sigma_max: float,
   Raises:
     ValueError: if the table or an option is out of range, or sigma_min has no time above 0.
   """
-  grids.check_positive('discrete', 'rho', rho, '1 is equal steps of time')
+  checks.check_positive('discrete', 'rho', rho, '1 is equal steps of time')
   if alphas_cumprod is None:
-    grids.check_positive('discrete', 'beta_d', beta_d, '19.9 is the usual choice')
-    grids.check_positive('discrete', 'beta_min', beta_min, '0.1 is the usual choice')
+    checks.check_positive('discrete', 'beta_d', beta_d, '19.9 is the usual choice')
+    checks.check_positive('discrete', 'beta_min', beta_min, '0.1 is the usual choice')
     pair = levels_lib.vp_time_of_sigma, levels_lib.sigma_of_vp_time
     constants = beta_d, beta_min
   else:
@@ -96,9 +96,9 @@ def iddpm(num_steps: int, sigma_min: float, sigma_max: float, C_1: float = 0.001
   Raises:
     ValueError: if an option is out of range, or the range holds fewer than num_steps levels.
   """
-  grids.check_fraction('iddpm', 'C_1', C_1, '0.001 is the usual choice')
-  grids.check_positive('iddpm', 'C_2', C_2, '0.008 is the usual choice')
-  if not grids.is_integer(M) or M < 1:
+  checks.check_fraction('iddpm', 'C_1', C_1, '0.001 is the usual choice')
+  checks.check_positive('iddpm', 'C_2', C_2, '0.008 is the usual choice')
+  if not checks.is_integer(M) or M < 1:
     raise ValueError(f'iddpm: M must be an integer of at least 1, got {M!r}; 1000 is usual')
   table = levels_lib.iddpm_levels(C_1, C_2, M)
   table = table[(table >= sigma_min * (1 - 1e-9)) & (table <= sigma_max * (1 + 1e-9))]
@@ -179,8 +179,8 @@ def beta(num_steps: int, sigma_min: float | None = None, sigma_max: float | None
   Raises:
     ValueError: if an option is out of range, or there is neither a table nor a range.
   """
-  grids.check_positive('beta', 'alpha', alpha, '0.6 is the usual choice')
-  grids.check_positive('beta', 'beta', beta, '0.6 is the usual choice')
+  checks.check_positive('beta', 'alpha', alpha, '0.6 is the usual choice')
+  checks.check_positive('beta', 'beta', beta, '0.6 is the usual choice')
   if alphas_cumprod is None:
     if sigma_min is None or sigma_max is None:
       raise ValueError(f'beta: sigma_min and sigma_max must be numbers above 0 without a table, '
@@ -216,7 +216,7 @@ def ays(num_steps: int | None = None, sigma_min: float | None = None,
     ValueError: if the model is unknown.
   """
   del sigma_min, sigma_max
-  registry.check_choice('ays', 'model', model, tuple(AYS_LEVELS))
+  checks.check_choice('ays', 'model', model, tuple(AYS_LEVELS))
   published = np.array(AYS_LEVELS[model])
   if num_steps is None or num_steps == len(published) - 1:
     return grids.append_zero(published[:-1])

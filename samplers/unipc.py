@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from samplers import coefficients, registry
+from samplers import checks, coefficients, registry
 from samplers.multistep import weighted
 from samplers.table import NOTHING, Row, Table, assemble
 
@@ -45,13 +45,13 @@ def unipc(levels: Sequence[Any], *, max_order: int = 3, variant: str = 'bh2',
   Raises:
     ValueError: if max_order is not 1, 2 or 3, or the variant is unknown.
   """
-  registry.check_order('unipc', max_order, 3)
-  registry.check_choice('unipc', 'variant', variant, ('bh1', 'bh2'))
+  checks.check_order('unipc', max_order, 3)
+  checks.check_choice('unipc', 'variant', variant, ('bh1', 'bh2'))
   n = len(levels) - 1
   x, start, *memory, denoised = xp.eye(max_order + 3)
 
   def order_of(i):
-    if registry.is_zero(levels[i + 1]):
+    if checks.is_zero(levels[i + 1]):
       return 1
     return min(max_order, i + 1, n - i if lower_order_final else max_order)
 

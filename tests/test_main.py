@@ -48,13 +48,15 @@ def test_overrides_reach_the_files(tmp_path):
 @pytest.mark.parametrize('flags, message', [
     (['--mode=dream'], "--mode must be one of: generate, got 'dream'"),
     (['--config.solver.etta=1'], "unknown config field 'etta', Did you mean \"eta\""),
-    (['--config.seeds.x=1'], '--config.seeds.x=1 does not fit the config'),
+    (['--config.seeds.x=1'], '--config.seeds.x=1 does not fit: string ind'),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),
+    (['--config.solver=heun'], 'flag --config.solver=heun: is a group; set its fields, as in'),
+    (['--config=file'], '--config=file does not fit: '),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, message):
-  (tmp_path / 'file').write_text('')
+  (tmp_path / 'file').write_text('no config')
   result = run_main(tmp_path, *flags)
   assert result.returncode == 2 and result.stdout == ''
   line, = result.stderr.splitlines()

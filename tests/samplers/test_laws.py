@@ -15,8 +15,8 @@ ROWS, SLOTS = 1000, 5
 HIGH, LOW = 10.0, 0.1
 MEAN, STD = 0.7, 0.5
 DATA = reference.gaussian_denoiser(STD, MEAN)
-UNIT_DATA = reference.gaussian_denoiser(1.0)
 MIXTURE = reference.mixture_denoiser(reference.load('ode')[1]['mixture_small'])
+SD = {'alphas_cumprod': 'stable_diffusion'}
 START = np.full((1, 1, 1, 1), 11.0)
 
 every_case = pytest.mark.parametrize('case', cases.ALL, ids=str)
@@ -87,8 +87,13 @@ def test_order_of_the_weights_for_equal_steps(case):
 
 
 @pytest.mark.parametrize('case', cases.PUBLISHED_SUM, ids=str)
-def test_published_deis_sum_adds_an_error_of_second_order(case):
-  """Beside the exact integrals: below 1e-4 of Euler's error, but no faster than h^2."""
+def test_order_of_the_published_deis_sum(case):
+  """The order of the formula at first; what the sum adds is of second order and takes over later.
+
+  At order 4 the slopes measured from 60, 120 and 240 steps on are 3.94, 3.76 and 3.30. The gap to
+  the exact integrals stays below 1e-4 of Euler's error.
+  """
+  assert measured_order(case, grid, n=60) == pytest.approx(case.order, abs=0.2)
   exact = case._replace(options={**case.options, 'quadrature': 'exact'})
 
   def ends(n):
@@ -126,8 +131,6 @@ def test_first_order_members_are_euler(name, options, last):
      ('dpmpp', {'max_order': 2, 'lower_order_final': True})),
     (('unipc', {'max_order': 2, 'corrector': False, 'predict_x0': False}),
      ('dpmpp', {'max_order': 2, 'predict_x0': False})),
-    (('unipc', {'max_order': 3, 'corrector': False, 'lower_order_final': False}),
-     ('dpmpp', {'max_order': 3, 'third': 'exact', 'lower_order_final': False})),
     (('lms', {'order': 4}), ('ipndm_v', {'max_order': 4})),
     (('deis', {'max_order': 3, 'mode': 'rhoab'}), ('ipndm_v', {'max_order': 3})),
     (('edm', {}), ('heun', {})), (('rk', {}), ('heun', {})),
@@ -184,16 +187,30 @@ def test_constants_are_preserved(case):
 
 
 @every_case
-def test_first_step_for_free_and_denoise_to_zero(case):
-  """AFS is exact for unit Gaussian data in its first evaluation, and saves it."""
+def test_first_step_for_free(case):
+  """AFS is the plain table where the denoiser itself answers by its formula at the first level."""
+  sigmas = grid(6)
+
+  def denoise(x, sigma):
+    analytical = x - sigma * x / jnp.sqrt(1 + sigma**2)
+    return jnp.where(sigma == sigmas[0], analytical, DATA(x, sigma))
+
+  plain, free = (samplers.make(case.name, sigmas, **case.options, afs=afs) for afs in (False, True))
+  assert free.nfe == plain.nfe - 1
+  ends = [samplers.run(samplers.pad(table, 20, SLOTS), denoise, jnp.asarray(START))
+          for table in (plain, free)]
+  np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
+@every_case
+def test_denoise_to_zero(case):
+  """One more evaluation, at the last level; its answer is the result."""
   sigmas, x = grid(6), jnp.asarray(START)
-  plain, free, zero = (samplers.make(case.name, sigmas, **case.options, **more) for more in (
-      {}, {'afs': True}, {'denoise_to_zero': True}))
-  assert free.nfe == plain.nfe - 1 and zero.nfe == plain.nfe + 1
-  end, end_free, end_zero = (compiled(UNIT_DATA)(table, x) for table in (plain, free, zero))
-  if case.name != 'ddim':  # (Same slope x / (1 + sigma^2)^(1/2) or x sigma / (1 + sigma^2).)
-    assert not np.allclose(end, end_free, rtol=1e-6)
-  np.testing.assert_allclose(end_zero, UNIT_DATA(end, sigmas[-1]), rtol=1e-12)
+  plain, zero = (samplers.make(case.name, sigmas, **case.options, denoise_to_zero=more)
+                 for more in (False, True))
+  assert zero.nfe == plain.nfe + 1
+  np.testing.assert_allclose(compiled(DATA)(zero, x), DATA(compiled(DATA)(plain, x), sigmas[-1]),
+                             rtol=1e-12)
 
 
 @every_case
@@ -273,19 +290,28 @@ def test_gradient_with_respect_to_free_coefficients(name, option, value):
 # -- Precision and compilation --------------------------------------------------------------------
 
 
+# Largest rounding errors seen, over the options of a solver; most of what is left is the mixture's.
+FLOAT32_ERRORS = {
+    'euler': 1.3e-7, 'ddim': 1.3e-7, 'heun': 3.3e-7, 'edm': 3.3e-7, 'dpm': 3.1e-7, 'rk': 2.4e-7,
+    'dpm_fast': 2.7e-6, 'deis': 8.3e-7, 'dpmpp': 8.8e-7, 'dpmpp_2m': 1.5e-7, 'ipndm': 1.3e-6,
+    'ipndm_v': 1.6e-7, 'lms': 1.6e-7, 'plms': 1.4e-6,
+    'unipc': 1.7e-6,
+    # Noise prediction of order 3: its first steps from 80 take differences of eps a hundredfold.
+    'unipc-max_order=3-variant=bh2-predict_x0=False': 1.1e-5,
+}
+
+
 @every_case
 def test_float32_follows_float64(case):
-  """Rounding of the float32 path on the mixture, from 80 to 0.002 in 10 steps.
-
-  The largest error seen over the registry is 1.4e-5, with values of size 1.
-  """
+  """On the mixture, from 80 to 0.002 in 10 steps; values are of size 1."""
   table = samplers.make(case.name, grid(10, 0.002, 80.0), **case.options)
   x = np.random.default_rng(1).standard_normal((2, 4, 4, 3)) * 80.0
   double = np.asarray(compiled(MIXTURE)(table, jnp.asarray(x)))
   with jax.enable_x64(False):
     single = np.asarray(compiled(MIXTURE)(table, jnp.asarray(x)))
   assert single.dtype == np.float32
-  np.testing.assert_allclose(single, double, rtol=0, atol=1e-4)
+  seen = FLOAT32_ERRORS.get(str(case), FLOAT32_ERRORS[case.name])
+  np.testing.assert_allclose(single, double, rtol=0, atol=20 * seen)
 
 
 def test_one_compilation_serves_all_solvers_grids_and_nfe():
@@ -296,13 +322,18 @@ def test_one_compilation_serves_all_solvers_grids_and_nfe():
     traces.append(1)
     return samplers.run(table, DATA, x)
 
+  options = {'normal': SD, 'sgm_uniform': SD, 'ays': {'model': 'SD1'},
+             'explicit': {'sigmas': [9.0, 3.0, 1.0, 0.1]}}
+  # LOW is too high for time_uniform and vp, whose range must be that of a VP process.
+  grids = {n: [samplers.schedule(name, n, 0.01, HIGH, **options.get(name, {}))
+               for name in samplers.SCHEDULES] for n in (3, 10, 20)}
   seen = set()
   for case in cases.ALL:
     for n in (3, 10, 20):
-      for name in ('polynomial', 'logsnr', 'karras'):
-        if name == 'karras' and not case.to_zero:
+      for sigmas in grids[n]:
+        if sigmas[-1] == 0 and not case.to_zero:
           continue
-        table = samplers.make(case.name, samplers.schedule(name, n, LOW, HIGH), **case.options)
+        table = samplers.make(case.name, sigmas, **case.options)
         if 3 <= table.nfe <= 20:
           end = sample(samplers.pad(table, 45, SLOTS), jnp.asarray(START))
           assert np.isfinite(end).all()

@@ -24,6 +24,7 @@ MAP_TOLERANCE = 1e-9
 ODE, ODE_ARRAYS = reference.load('ode')
 EDM, EDM_ARRAYS = reference.load('edm')
 KD, KD_ARRAYS = reference.load('kdiffusion')
+BEYOND, BEYOND_ARRAYS = reference.load('beyond_solvers')
 
 _ODE_NAMES = {'dpm_2': 'dpm', 'dpm_pp': 'dpmpp'}
 # k-diffusion samplers that are ours under another name, and what turns their noise off.
@@ -33,14 +34,16 @@ _KD_NAMES = {
     'sample_dpm_fast': ('dpm_fast', {}), 'sample_euler_ancestral': ('ddim', {'eta': 0.0}),
     'sample_dpm_2_ancestral': ('dpm', {}), 'sample_dpmpp_2m_sde': ('dpmpp_2m', {}),
 }
-_KD_NOISE = ('s_churn', 'eta')
 
 
 def kd_deterministic(case):
   """Whether a k-diffusion case has no noise and its sampler is one of this registry."""
-  options = case['options']
-  return (case['function'] in _KD_NAMES and not any(options.get(key) for key in _KD_NOISE)
-          and options.get('solver_type') != 'heun')
+  return (case['function'] in _KD_NAMES and not kd_noise(case)
+          and case['options'].get('solver_type') != 'heun')
+
+
+def kd_noise(case):
+  return any(case['options'].get(key) for key in ('s_churn', 'eta'))
 
 
 ODE_CASES = {case['id']: case for case in ODE['cases']}
@@ -49,19 +52,23 @@ KD_CASES = {case['id']: case for case in KD['cases'] if kd_deterministic(case)}
 
 
 def test_every_deterministic_case_is_here():
-  assert len(ODE_CASES) == 127
+  assert len(ODE_CASES) == 127 and len(BEYOND['cases']) == 4
   assert collections.Counter(case['solver'] for case in ODE_CASES.values()) == {
       'euler': 6, 'heun': 6, 'dpm_2': 8, 'ipndm': 11, 'ipndm_v': 10, 'deis': 22, 'dpm_pp': 28,
       'unipc': 36}
   assert len(EDM_CASES) == 54 and len(EDM['cases']) == 67
-  # The others have noise (issue of their own), a Heun-type second order, or adaptive steps.
   assert len(KD_CASES) == 25 and len(KD['cases']) == 69
+  # Without noise as well, but of solvers that are not in the registry: members with eta = 0 of
+  # stochastic families, and the one with adaptive steps.
+  assert {case['id'] for case in KD['cases'] if not kd_noise(case)} - set(KD_CASES) == {
+      'dpmpp_2s_ancestral_026', 'dpmpp_sde_027', 'dpmpp_2m_sde_029', 'dpmpp_3m_sde_030',
+      'dpm_adaptive_065', 'dpm_adaptive_066', 'dpm_adaptive_067', 'dpm_adaptive_068'}
 
 
 @functools.cache
 def denoiser(area, mixture, thresholded=False):
-  denoise = reference.mixture_denoiser({'ode': ODE_ARRAYS, 'edm': EDM_ARRAYS, 'kd': KD_ARRAYS}[
-      area][mixture])
+  arrays = {'ode': ODE_ARRAYS, 'edm': EDM_ARRAYS, 'kd': KD_ARRAYS, 'beyond': BEYOND_ARRAYS}
+  denoise = reference.mixture_denoiser(arrays[area][mixture])
   return samplers.guidance.dynamic_threshold(denoise) if thresholded else denoise
 
 
@@ -230,3 +237,18 @@ def test_ddim_with_eta_replays_recorded_noise(name):
   x = start(table, KD_ARRAYS['latents']['latents'])
   final = samplers.run(table, denoiser('kd', 'mixture'), x, draw=lambda r, x: noise[r])
   np.testing.assert_allclose(final, arrays[f'{name}/final'], rtol=0, atol=case['atol'])
+
+
+# -- DPM-Solver with the exact third order --------------------------------------------------------
+
+
+@pytest.mark.parametrize('case', BEYOND['cases'], ids=lambda case: case['id'])
+def test_exact_third_order(case):
+  arrays, options = BEYOND_ARRAYS['cases'], case['options']
+  table = samplers.make('dpmpp', arrays[f'grid/{case["grid"]}'], max_order=3, third='exact',
+                        predict_x0=options['prediction'] == 'data',
+                        lower_order_final=options['orders'][-1] == 1)
+  assert table.nfe == case['nfe'] and table.slots == case['slots']
+  check_map(table, arrays[f'{case["id"]}/linear_map'])
+  final = sample(table, denoiser('beyond', 'mixture'), BEYOND_ARRAYS['latents']['latents'])
+  np.testing.assert_allclose(final, arrays[f'{case["id"]}/final'], rtol=0, atol=case['atol'])

@@ -71,13 +71,13 @@ def test_bad_tables(name, table, message):
 
 
 @pytest.mark.parametrize('sigmas, message', [
-    ([1.0], 'two or more levels, got 1; '),
-    ([], 'two or more levels, got 0; '),
+    ([1.0], 'two or more levels, got shape .1,.; '),
+    ([], 'two or more levels, got shape .0,.; '),
     ([1.0, 2.0], 'must decrease strictly, got 2 after 1 at index 1; '),
     ([2.0, 2.0, 0.0], 'must decrease strictly, got 2 after 2 at index 1; '),
     ([2.0, -1.0], 'must not go below 0, got -1 at index 1; '),
-    ([2.0, NAN, 1.0], 'must be finite, got nan at index 1; '),
-    ([INF, 1.0], 'must be finite, got inf at index 0; '),
+    ([2.0, NAN, 1.0], 'must be finite, .* got nan at index 1; '),
+    ([INF, 1.0], 'must be finite, .* got inf at index 0; '),
     ('10, 3, 0', "must be a list of numbers, got '10, 3, 0'; "),
     (None, 'must be given, got None; '),
 ])
