@@ -16,7 +16,7 @@ LATENT, LABEL, NOISE = 0, 1, 2
 """Streams of a seed: the latent, the random label, the noise of the solver."""
 
 HIGHEST = 2**32 - 1
-MOST = 10_000_000  # Images of one run; more is a slip of the pen.
+MOST = 10_000_000  # Images of one run; more is a mistake.
 
 _RANGE = re.compile(r'([0-9]+)(?:-([0-9]+))?')
 

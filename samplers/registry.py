@@ -71,6 +71,8 @@ def build(name: str, sigmas: jax.Array, *, final_zero: bool | None = None, afs: 
           denoise_to_zero: bool = False, **options: Any) -> table_lib.Table:
   """Builds the same Table from a traced grid, so that gradients flow to it and to the options.
 
+  Example: jax.grad(lambda sigmas: loss(run(build('heun', sigmas, final_zero=True), denoise, x))).
+
   The formulas are those of `make`; values cannot be checked here. Which rows a table has depends
   on whether the grid ends in 0, so that has to be known while tracing.
 

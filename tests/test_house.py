@@ -54,7 +54,7 @@ def test_nothing_imports_jobs_but_the_edge():
     assert 'engine' not in {name for path in sources(package) for name in imported(path)}
 
 
-def test_files_are_read_at_one_sitting():
+def test_files_are_short():
   lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines())
              for package in (*ALLOWED, 'tests') for path in sources(package)}
   assert {name: length for name, length in lengths.items() if length > 450} == {}

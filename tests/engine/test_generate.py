@@ -159,7 +159,7 @@ def test_lists_are_text_on_the_command_line(tmp_path):
     ({'seeds': '1,1'}, 'seeds: every seed must occur once, got 1'),
     ({'labels': '11'}, 'labels: classes must be from 0 to 9, got 11'),
     ({'batch_size': 0}, 'config.batch_size: must be an integer from 1 to 65536, got 0; '),
-    ({'output__grid__size': 32}, 'config.output.grid.size: must be an integer from 64 to 512, got 32'),
+    ({'output__grid__size': 32}, 'grid.size: must be an integer from 64 to 512, got 32'),
     ({'limit': 'hard'}, "config.limit: must be one of: none, clip, dynamic, got 'hard'"),
     ({'model__name': 'digit'}, "model must be one of: digits_exact, got 'digit'"),
     ({'solver__name': 'dpmp'}, "unknown solver 'dpmp'.* dpmpp"),

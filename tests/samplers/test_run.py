@@ -259,6 +259,24 @@ def test_answers_of_another_shape():
     samplers.run(one_row(1), DENOISE, images(), guide=lambda x, sigma: x[0])
 
 
+def test_draws_and_projections_of_another_shape():
+  table, x = stochastic_table('ddim'), images()
+  with pytest.raises(ValueError, match=r'draw must return an image batch .* got \(4, 4, 2\)'):
+    samplers.run(table, DENOISE, x, draw=lambda r, x: x[0])
+  with pytest.raises(ValueError, match='project must return an image batch like x'):
+    samplers.run(one_row(0), DENOISE, x, project=lambda x, sigma, z: x[0],
+                 project_draw=lambda r, x: x)
+  with pytest.raises(ValueError, match='project_draw must return an image batch like x'):
+    samplers.run(one_row(0), DENOISE, x, project=lambda x, sigma, z: x,
+                 project_draw=lambda r, x: x[0])
+
+
+def test_numpy_states_are_taken_in_the_precision_of_the_mode():
+  with jax.enable_x64(False):
+    out = samplers.run(one_row(0), DENOISE, np.ones(SHAPE))
+  assert out.dtype == jnp.float32
+
+
 def test_trajectory_of_a_traced_table():
   run = jax.jit(lambda table, x: samplers.run(table, DENOISE, x, trajectory=True))
   with pytest.raises(ValueError, match='trajectory=True needs a table on the host'):
