@@ -59,10 +59,12 @@ ENTRIES = [
     Entry('ipndm', {'max_order': 4}), Entry('ipndm_v', {'max_order': 2}),
     Entry('ipndm_v', {'max_order': 4}), Entry('lms', {'order': 4}), Entry('plms', {'max_order': 4}),
 ]
-PLOTTED = ['euler', 'heun', 'dpm', 'dpm_fast', 'dpmpp max_order=2',
-           'dpmpp max_order=3 predict_x0=False', 'unipc max_order=3',
-           'unipc max_order=3 predict_x0=False', 'deis max_order=3', 'ipndm max_order=3',
-           'ipndm_v max_order=4', 'plms max_order=4']
+PANELS = {
+    'one-step': ('euler', 'ddim', 'heun', 'edm', 'dpm', 'rk', 'dpm_fast'),
+    'DPM-Solver++': ('dpmpp', 'dpmpp_2m'),
+    'UniPC': ('unipc',),
+    'Adams': ('deis', 'ipndm', 'ipndm_v', 'lms', 'plms'),
+}
 
 
 def main() -> None:
@@ -78,8 +80,8 @@ def main() -> None:
   report = render(errors, converged)
   print(report)
   if arguments.write:
-    (HERE / 'README.md').write_text(report)
     plot(errors[COMMON], HERE / 'solvers.png')
+    (HERE / 'README.md').write_text(report)
 
 
 def measure() -> tuple[dict, float]:
@@ -176,23 +178,28 @@ def _markdown(errors):
 
 
 def plot(errors: dict, path: pathlib.Path) -> None:
-  """Draws error against NFE on logarithmic axes."""
+  """Draws error against NFE on logarithmic axes, a panel per family; Euler is in all of them."""
   import matplotlib  # Only for this picture: the tables need no plotting library.
   matplotlib.use('Agg')
   from matplotlib import pyplot, ticker
-  figure, axes = pyplot.subplots(figsize=(9, 6), layout='constrained')
-  colors = pyplot.colormaps['tab20'](np.linspace(0, 1, len(PLOTTED)))
-  for entry, color, marker in zip(PLOTTED, colors, 'osD^v<>pP*Xh', strict=True):
-    row = errors[entry]
-    axes.loglog(list(row), list(row.values()), marker=marker, color=color, label=entry, ms=5)
-  axes.set(xlabel='network evaluations', xticks=BUDGETS,
-           ylabel='RMS distance to the exact end point',
-           title=f'Gaussian mixture, 48 dimensions, {COMMON}')
-  axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
-  axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-  axes.grid(alpha=0.3)
-  axes.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, 0.5))
-  figure.savefig(path, dpi=110)
+  figure, panels = pyplot.subplots(2, 2, figsize=(12, 10), sharex=True, sharey=True,
+                                   layout='constrained')
+  for axes, (family, names) in zip(panels.flat, PANELS.items(), strict=True):
+    axes.loglog(list(errors['euler']), list(errors['euler'].values()), color='0.8', lw=6)
+    entries = [entry for entry in ENTRIES if entry.name in names]
+    for i, entry in enumerate(entries):
+      row = errors[str(entry)]
+      axes.loglog(list(row), list(row.values()), marker='osD^v<>pP*Xh'[i], label=str(entry),
+                  ms=6, dashes=(4 + i, i))  # Equal solvers lie on one another: both show.
+    axes.set(title=family, xticks=BUDGETS)
+    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small', loc='best')
+  figure.supxlabel('network evaluations')
+  figure.supylabel('RMS distance to the exact end point')
+  figure.suptitle(f'Gaussian mixture, 48 dimensions, {COMMON}; wide gray line: euler')
+  figure.savefig(path, dpi=90)
   pyplot.close(figure)
 
 

@@ -13,15 +13,16 @@ REPORT = (pathlib.Path(solvers.__file__).parent / 'README.md').read_text()
 
 def test_every_solver_is_measured_and_reported():
   assert {entry.name for entry in solvers.ENTRIES} == set(samplers.SOLVERS)
-  assert set(solvers.PLOTTED) <= {str(entry) for entry in solvers.ENTRIES}
+  assert {name for names in solvers.PANELS.values() for name in names} == set(samplers.SOLVERS)
   for entry in solvers.ENTRIES:
     assert REPORT.count(f'| {entry} |') == 2
 
 
-def test_measurement(monkeypatch):
+def test_measurement(monkeypatch, tmp_path):
   """Small, end to end: the reference is converged, and figures are those of the report."""
   monkeypatch.setattr(solvers, 'BUDGETS', (10,))
-  monkeypatch.setattr(solvers, 'ENTRIES', [solvers.Entry('euler', {}), solvers.Entry('dpm', {})])
+  monkeypatch.setattr(solvers, 'ENTRIES', [
+      solvers.Entry(name, {}) for name in ('euler', 'dpmpp', 'unipc', 'ipndm')])
   monkeypatch.setattr(solvers, 'SCHEDULES', {solvers.COMMON: ('polynomial', {})})
   with jax.enable_x64(True):
     errors, converged = solvers.measure()
@@ -30,3 +31,5 @@ def test_measurement(monkeypatch):
   reported = float(row[2 + 5].strip(' *'))  # The column of 10 evaluations.
   np.testing.assert_allclose(errors[solvers.COMMON]['euler'][10], reported, rtol=0.05)
   assert '| euler |' in solvers.render(errors, converged)
+  solvers.plot(errors[solvers.COMMON], tmp_path / 'plot.png')
+  assert (tmp_path / 'plot.png').stat().st_size > 10_000
