@@ -104,6 +104,13 @@ def check_positive(name: str, option: str, value: float, remedy: str) -> None:
     raise ValueError(f'{name}: {option} must be a finite number above 0, got {value!r}; {remedy}')
 
 
+def check_range(name: str, sigma_min: float, sigma_max: float) -> None:
+  """Raises ValueError unless sigma_max is above sigma_min."""
+  if sigma_max <= sigma_min:
+    raise ValueError(f'{name}: sigma_max must be above sigma_min, got {sigma_max:g} and '
+                     f'{sigma_min:g}; swap them or widen the range')
+
+
 def check_fraction(name: str, option: str, value: float, remedy: str) -> None:
   """Raises ValueError unless a value lies strictly between 0 and 1."""
   if not 0 < to_number(value) < 1:

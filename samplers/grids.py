@@ -273,7 +273,7 @@ def _geometric_points(points, sigma_min, sigma_max):
 
 
 def _vp_points(name, points, sigma_min, sigma_max, rho, epsilon_s):
-  levels_lib.check_vp_range(name, sigma_min, sigma_max, epsilon_s)
+  checks.check_fraction(name, 'epsilon_s', epsilon_s, '1e-3 is the usual choice')
   beta_d, beta_min = levels_lib.vp_constants(sigma_min, sigma_max, epsilon_s)
   if min(beta_d * epsilon_s, beta_d) + beta_min <= 0:  # Slope of log(1 + sigma^2) at either end.
     raise ValueError(f'{name}: sigma_min and sigma_max must be far enough apart for epsilon_s = '

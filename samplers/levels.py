@@ -184,9 +184,7 @@ def check_vp_range(name: str, sigma_min: float, sigma_max: float, epsilon_s: flo
   checks.check_fraction(name, 'epsilon_s', epsilon_s, '1e-3 is the usual choice')
   checks.check_positive(name, 'sigma_min', sigma_min, "the network's lowest level is usual")
   checks.check_positive(name, 'sigma_max', sigma_max, "the network's highest level is usual")
-  if sigma_max <= sigma_min:
-    raise ValueError(f'{name}: sigma_max must be above sigma_min, got {sigma_max:g} and '
-                     f'{sigma_min:g}; swap them or widen the range')
+  checks.check_range(name, sigma_min, sigma_max)
 
 
 def vp_constants(sigma_min: Any, sigma_max: Any, epsilon_s: float = 1e-3,
@@ -373,7 +371,8 @@ def ancestral_split(sigma: Any, sigma_next: Any, eta: Any = 1.0, xp: Any = np) -
   """Splits a step into a deterministic one to sigma_down and fresh noise sigma_up.
 
   sigma_up = min(sigma', eta sigma' sqrt(sigma^2 - sigma'^2) / sigma),
-  sigma_down^2 = sigma'^2 - sigma_up^2.
+  sigma_down^2 = sigma'^2 - sigma_up^2 = sigma'^2 (1 - eta^2 + (eta sigma' / sigma)^2): computed in
+  the last form, which neither cancels nor loses its gradient at eta = 0.
 
   Source: k-diffusion, get_ancestral_step.
 
@@ -386,9 +385,12 @@ def ancestral_split(sigma: Any, sigma_next: Any, eta: Any = 1.0, xp: Any = np) -
   Returns:
     sigma_down and sigma_up.
   """
-  up = eta * sigma_next * xp.sqrt((sigma - sigma_next) * (sigma + sigma_next)) / sigma
-  up = xp.minimum(sigma_next, up)
-  return xp.sqrt((sigma_next - up) * (sigma_next + up)), up
+  if checks.is_zero(sigma_next):
+    return 0.0, 0.0
+  up = eta * xp.sqrt((sigma - sigma_next) * (sigma + sigma_next)) / sigma
+  down_squared = (1 - eta) * (1 + eta) + (eta * sigma_next / sigma)**2
+  return (sigma_next * xp.sqrt(xp.maximum(down_squared, 0.0)),
+          sigma_next * xp.minimum(up, 1.0))
 
 
 def _like(values, like, xp):

@@ -122,11 +122,11 @@ def _noise_source(table, keys, draw, x):
   traced = isinstance(table.noise, jax.core.Tracer)
   if not traced and not np.any(np.asarray(table.noise)):
     return lambda state, r, noise, drawn: state
-  if draw is None and keys is None and not traced:
-    raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
-                     'key=jax.random.split(jax.random.key(0), batch) or a draw')
   if draw is None and keys is not None:
     draw = functools.partial(_normal, keys)
+  if draw is None and not traced:
+    raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
+                     'key=jax.random.split(jax.random.key(0), batch) or a draw')
 
   def sourceless(state, r, noise, drawn):
     # Whether a traced table has noise is not known: noise that nobody supplies shows as NaN.

@@ -59,9 +59,7 @@ def ddim(levels: Sequence[Any], *, eta: float = 0.0, xp: Any = np) -> Table:
   x, denoised = xp.eye(2)
   rows = []
   for s, s1 in zip(levels, levels[1:], strict=False):
-    # Factored so that eta = 0 is the number s1, and a traced eta has a gradient at 0.
-    up = eta * s1 / s * xp.sqrt((s - s1) * (s + s1))
-    down = s1 * xp.sqrt(1 - eta**2 * (s - s1) * (s + s1) / s**2)
+    down, up = levels_lib.ancestral_split(s, s1, eta, xp=xp)
     rows.append(Row(s, [denoised + down / s * (x - denoised)], s1, noise=up, interval=(s, s1)))
   return assemble(rows, xp)
 
@@ -184,8 +182,8 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
   checks.check_choice('rk', 'scaling', scaling, ('none', 'vp'))
   if xp is np:
     checks.check_node('rk', 'c', c, '1 is Heun')
-  low = levels[-2] if checks.is_zero(levels[-1]) else levels[-1]
-  low = low if sigma_min is None else sigma_min
+  lowest = levels[-2] if checks.is_zero(levels[-1]) else levels[-1]
+  low = lowest if sigma_min is None else sigma_min
   high = levels[0] if sigma_max is None else sigma_max
   if xp is np and schedule == 'vp':
     levels_lib.check_vp_range('rk', low, high, epsilon_s)

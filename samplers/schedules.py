@@ -110,9 +110,8 @@ def _check_range(name, given, needed):
         raise ValueError(f'{name}: {option} must be at most {checks.HIGHEST_SIGMA:g}, got '
                          f'{value:g}; {remedy}')
   low, high = (None if value is None else float(value) for value in (low, high))
-  if low is not None and high is not None and high <= low:
-    raise ValueError(f'{name}: sigma_max must be above sigma_min, got {high:g} and {low:g}; swap '
-                     'them or widen the range')
+  if low is not None and high is not None:
+    checks.check_range(name, low, high)
   return {'num_steps': num_steps, 'sigma_min': low, 'sigma_max': high}
 
 

@@ -117,6 +117,20 @@ def test_ancestral_split_keeps_the_variance(eta):
     np.testing.assert_allclose(down, sigma_next**2 / sigma, rtol=1e-12)
 
 
+def test_ancestral_split_of_long_steps_does_not_cancel():
+  sigma, sigma_next = 80.0, np.array([1e-2, 1e-4, 1e-7])
+  down, _ = levels.ancestral_split(sigma, sigma_next, 1.0)
+  np.testing.assert_allclose(down, sigma_next**2 / sigma, rtol=1e-14)
+
+
+def test_ancestral_split_has_gradients_at_the_ends():
+  def split(sigma, eta, sigma_next=1.0):
+    return sum(levels.ancestral_split(sigma, sigma_next, eta, xp=jnp))
+  # d up / d eta = sqrt(1 - 1/4) and d down / d eta = 0 for a step from 2 to 1 at eta = 0.
+  assert jax.grad(split, 1)(2.0, 0.0) == pytest.approx(np.sqrt(3) / 2)
+  assert split(2.0, 1.0, 0.0) == 0  # The number 0 has no slope: nothing is infinite there.
+
+
 def test_formulas_give_the_same_numbers_under_jax_numpy():
   times, table_levels = np.linspace(0.002, 1.1, 41), levels.table_sigmas(SD)
   iddpm = levels.iddpm_levels()
