@@ -88,8 +88,8 @@ def measure() -> tuple[dict, float]:
   """Returns RMS errors[schedule][entry][budget], and how far the reference is converged."""
   data = np.load(DATA)
   params = mixture.mixture(data['mu'], data['s'], data['w'])
-  denoise = jax.jit(lambda x, sigma: mixture.denoise(params, x, sigma))
-  sample = jax.jit(lambda table, x: samplers.run(table, denoise, x))
+  sample = jax.jit(lambda table, x: samplers.run(
+      table, lambda x, sigma: mixture.denoise(params, x, sigma), x))
   latents = np.random.default_rng(0).standard_normal((SAMPLES, *data['mu'].shape[1:]))
   x = jnp.asarray(latents * SIGMA_MAX)
 
@@ -124,14 +124,8 @@ def largest_table(entry: Entry, name: str, options: dict, budget: int):
 
 def render(errors: dict, converged: float) -> str:
   """Returns the report as Markdown."""
-  best = {}
-  for entry in errors[COMMON]:
-    best[entry] = {}
-    for budget in BUDGETS:
-      cells = [(errors[label][entry][budget], label) for label in errors
-               if budget in errors[label][entry]]
-      if cells:
-        best[entry][budget] = min(cells)[0]
+  best = {entry: {budget: min(rows[entry][budget] for rows in errors.values())
+                  for budget in row} for entry, row in errors[COMMON].items()}
   return f'''# Benchmarks
 
 ## Solvers: error against evaluations

@@ -147,6 +147,17 @@ def test_limits_on_the_denoised_image(tmp_path, limit, value):
   np.testing.assert_allclose(sample(dataclasses.replace(plan, model=bright)), value, rtol=1e-5)
 
 
+def test_a_model_without_classes_gets_no_labels(tmp_path):
+  plan = get_plan(tmp_path)
+  def apply(params, x, sigma, labels):
+    assert labels is None
+    return 0.5 + 0 * x
+  generate.run(dataclasses.replace(plan, model=dataclasses.replace(
+      plan.model, num_classes=0, apply=apply), labels=np.full(5, -1, np.int32)))
+  manifest = json.loads((tmp_path / 'manifest.json').read_text())
+  assert manifest['labels'] == [None] * 5 and len(manifest['files']) == 5
+
+
 def test_lists_are_text_on_the_command_line(tmp_path):
   plan = get_plan(tmp_path, schedule__name='explicit', schedule__sigmas='80,5, 0.5,0')
   assert plan.sigmas.tolist() == [80.0, 5.0, 0.5, 0.0]

@@ -22,13 +22,6 @@ START = np.full((1, 1, 1, 1), 11.0)
 every_case = pytest.mark.parametrize('case', cases.ALL, ids=str)
 
 
-@functools.cache
-def compiled(denoise):
-  """sample(table, x), which compiles once per denoiser: its tables are padded to one shape."""
-  run = jax.jit(functools.partial(samplers.run, denoise=denoise))
-  return lambda table, x: run(samplers.pad(table, 45, SLOTS), x=x)
-
-
 def constant(x, sigma):
   del sigma
   return jnp.full_like(x, 0.7)
@@ -182,7 +175,7 @@ def test_constants_are_preserved(case):
   value = jnp.full((1, 2, 2, 1), 0.7)
   for sigmas in grids_of(case):
     table = samplers.make(case.name, sigmas, **case.options)
-    end = compiled(constant)(table, value)
+    end = reference.sampler(constant)(table, value)
     np.testing.assert_allclose(end, value, rtol=1e-12)
 
 
@@ -209,8 +202,8 @@ def test_denoise_to_zero(case):
   plain, zero = (samplers.make(case.name, sigmas, **case.options, denoise_to_zero=more)
                  for more in (False, True))
   assert zero.nfe == plain.nfe + 1
-  np.testing.assert_allclose(compiled(DATA)(zero, x), DATA(compiled(DATA)(plain, x), sigmas[-1]),
-                             rtol=1e-12)
+  sample = reference.sampler(DATA)
+  np.testing.assert_allclose(sample(zero, x), DATA(sample(plain, x), sigmas[-1]), rtol=1e-12)
 
 
 @every_case
@@ -249,7 +242,7 @@ def test_gradient_with_respect_to_the_grid(case):
 
   def value(step):
     table = samplers.make(case.name, np.asarray(sigmas + step * direction), **case.options)
-    return compiled(DATA)(table, jnp.asarray(START) / 2).item()
+    return reference.sampler(DATA)(table, jnp.asarray(START) / 2).item()
 
   step = 1e-5
   _, slope = jax.jvp(end, (0.0,), (1.0,))
@@ -306,9 +299,9 @@ def test_float32_follows_float64(case):
   """On the mixture, from 80 to 0.002 in 10 steps; values are of size 1."""
   table = samplers.make(case.name, grid(10, 0.002, 80.0), **case.options)
   x = np.random.default_rng(1).standard_normal((2, 4, 4, 3)) * 80.0
-  double = np.asarray(compiled(MIXTURE)(table, jnp.asarray(x)))
+  double = np.asarray(reference.sampler(MIXTURE)(table, jnp.asarray(x)))
   with jax.enable_x64(False):
-    single = np.asarray(compiled(MIXTURE)(table, jnp.asarray(x)))
+    single = np.asarray(reference.sampler(MIXTURE)(table, jnp.asarray(x)))
   assert single.dtype == np.float32
   seen = FLOAT32_ERRORS.get(str(case), FLOAT32_ERRORS[case.name])
   np.testing.assert_allclose(single, double, rtol=0, atol=20 * seen)
@@ -335,7 +328,7 @@ def test_one_compilation_serves_all_solvers_grids_and_nfe():
           continue
         table = samplers.make(case.name, sigmas, **case.options)
         if 3 <= table.nfe <= 20:
-          end = sample(samplers.pad(table, 45, SLOTS), jnp.asarray(START))
+          end = sample(samplers.pad(table, *reference.SHAPE), jnp.asarray(START))
           assert np.isfinite(end).all()
           seen.add(table.nfe)
   assert seen >= {3, 5, 6, 10, 19, 20}

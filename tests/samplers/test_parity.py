@@ -7,7 +7,6 @@ analytic mixture; trajectory, slopes and evaluation levels where they are stored
 import collections
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ import samplers
 from samplers import levels as levels_lib
 from tests import reference
 
-# All tables are padded to one shape, so that the cases share their compiled programs.
-ROWS, SLOTS = 40, 5
 # 1e-9 of the manifest is for samples of size 1; the map's entries reach 80 on high first levels.
 MAP_TOLERANCE = 1e-9
 
@@ -72,18 +69,12 @@ def denoiser(area, mixture, thresholded=False):
   return samplers.guidance.dynamic_threshold(denoise) if thresholded else denoise
 
 
-@functools.cache
-def compiled(denoise):
-  return jax.jit(functools.partial(samplers.run, denoise=denoise))
-
-
 def sample(table, denoise, latents):
-  """Samples by one compiled program per denoiser."""
-  return compiled(denoise)(samplers.pad(table, ROWS, SLOTS), x=start(table, latents))
+  return reference.sampler(denoise)(table, start(table, latents))
 
 
 def sample_trajectory(table, denoise, latents):
-  return samplers.run(samplers.pad(table, ROWS, SLOTS), denoise, start(table, latents),
+  return samplers.run(samplers.pad(table, *reference.SHAPE), denoise, start(table, latents),
                       trajectory=True)
 
 
