@@ -1,6 +1,14 @@
 """Models: denoisers with the levels they know, and where all conventions of time end."""
 
-from models import digits, mixture
-from models.model import BUNDLED, Model, load
+from models import denoisers, digits, directory, mixture, networks
+from models.model import (
+    BUNDLED,
+    BUNDLED_CLASSIFIERS,
+    Classifier,
+    Model,
+    load,
+    load_classifier,
+)
 
-__all__ = ['BUNDLED', 'Model', 'digits', 'load', 'mixture']
+__all__ = ['BUNDLED', 'BUNDLED_CLASSIFIERS', 'Classifier', 'Model', 'denoisers', 'digits',
+           'directory', 'load', 'load_classifier', 'mixture', 'networks']

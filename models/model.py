@@ -1,13 +1,18 @@
-"""The Model: a denoiser with its parameters and the range it knows, and `load` by name."""
+"""Models: a network or a formula with its parameters and the range it knows, and `load`."""
 
 import dataclasses
+import functools
+import os
+import pathlib
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
 import jax
 
-from models import digits, mixture
+from models import digits, directory as directory_lib, mixture, networks
+
+ASSETS = pathlib.Path(__file__).parent / 'assets'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +29,53 @@ class Model:
     sigma_max: highest one.
     image_shape: (height, width, channels).
     num_classes: number of classes, 0 for a model without.
-    sha256: hash of the file with its parameters or data.
+    sha256: hash of its parameters or data.
+    apply_features: as `apply`, -> (D, bottleneck (batch, h, w)); None where there is no network.
+  """
+
+  name: str
+  config: dict[str, Any]
+  params: Any
+  apply: Callable[..., jax.Array]
+  sigma_min: float
+  sigma_max: float
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  sha256: str
+  apply_features: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+
+  def denoise(self, x: jax.Array, sigma: jax.Array | float,
+              labels: jax.Array | None = None) -> jax.Array:
+    """Returns D(x; sigma) = E[x0 | x, label], see `apply`."""
+    return self.apply(self.params, x, sigma, labels)
+
+  def denoise_features(self, x: jax.Array, sigma: jax.Array | float,
+                       labels: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns (D(x; sigma), bottleneck (batch, h, w)): what learned solvers read.
+
+    Raises:
+      ValueError: if the model has no network.
+    """
+    if self.apply_features is None:
+      raise ValueError(f'denoise_features: model must be a network, got {self.name}; load a '
+                       'trained or converted one')
+    return self.apply_features(self.params, x, sigma, labels)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+  """A classifier of noisy images.
+
+  Attributes:
+    name: what it was loaded as.
+    config: what it is made of, plain values.
+    params: pytree of arrays, an argument of compiled functions.
+    apply: apply(params, x, sigma) -> log p(y | x; sigma) of all classes, (batch, num_classes).
+    sigma_min: lowest noise level it is meant for, in units of x.
+    sigma_max: highest one.
+    image_shape: (height, width, channels).
+    num_classes: number of classes.
+    sha256: hash of its parameters.
   """
 
   name: str
@@ -37,40 +88,100 @@ class Model:
   num_classes: int
   sha256: str
 
-  def denoise(self, x: jax.Array, sigma: jax.Array | float,
-              labels: jax.Array | None = None) -> jax.Array:
-    """Returns D(x; sigma) = E[x0 | x, label], see `apply`."""
-    return self.apply(self.params, x, sigma, labels)
+  def log_prob(self, x: jax.Array, sigma: jax.Array | float) -> jax.Array:
+    """Returns log p(y | x; sigma) of every class, (batch, num_classes), see `apply`."""
+    return self.apply(self.params, x, sigma)
 
 
-def load(directory: str) -> Model:
-  """Loads a model.
+def load(directory: str | os.PathLike) -> Model:
+  """Loads a denoiser.
 
   Args:
-    directory: the name of a model that comes with the project, a key of BUNDLED.
+    directory: a model directory, or the name of a model that comes with the project, a key of
+      BUNDLED; a folder of that name is meant by './name'.
 
   Returns:
-    The Model.
+    The Model; parameters are np.float32.
 
   Raises:
-    OSError: if a file of the model is missing.
-    ValueError: if there is no such model (it lists those there are), or a file is damaged.
+    OSError: if a file cannot be read.
+    ValueError: if there is no such model, or it is incomplete, damaged, of a newer format, or no
+      denoiser.
   """
-  if directory not in BUNDLED:
-    raise ValueError(f'load: model must be one of: {", ".join(BUNDLED)}, got {directory!r}; choose '
-                     'one of these, or wrap your own callable D(x; sigma) for samplers.run')
-  return BUNDLED[directory](directory)
+  if directory in BUNDLED:
+    return BUNDLED[directory](directory)
+  return _load_denoiser(directory)
 
 
-def _digits_exact(name):
-  """A Gaussian around each digit in each ink: the exact denoiser of the bundled data."""
+def load_classifier(directory: str | os.PathLike) -> Classifier:
+  """Loads a classifier of noisy images.
+
+  Args:
+    directory: a model directory, or a key of BUNDLED_CLASSIFIERS.
+
+  Returns:
+    The Classifier; parameters are np.float32.
+
+  Raises:
+    OSError: as `load`.
+    ValueError: as `load`.
+  """
+  if directory in BUNDLED_CLASSIFIERS:
+    return BUNDLED_CLASSIFIERS[directory](directory)
+  return _load_classifier(directory)
+
+
+def _load(directory, kind, container, functions, name=None):
+  config = directory_lib.read_config(directory)
+  if config['kind'] != kind:
+    raise ValueError(f'load: model must be a {kind}, got the {config["kind"]} {directory}; choose '
+                     'another')
+  network = networks.build(**config['network'])
+  preconditioning = networks.preconditioning(**config['preconditioning'])
+  shape = tuple(config['image_shape'])
+  like = jax.eval_shape(functools.partial(networks.initialize, network, shape), jax.random.key(0))
+  params = directory_lib.read_params(directory, like, config['sha256'])
+  own = {field: config[field] for field in ('sigma_min', 'sigma_max', 'num_classes', 'sha256')}
+  return container(name=name or str(directory), config=config, params=params, image_shape=shape,
+                   **functions(network, preconditioning), **own)
+
+
+def _load_denoiser(directory, name=None):
+  def functions(network, preconditioning):
+    features = networks.denoiser(network, preconditioning)
+    return {'apply': networks.without_features(features), 'apply_features': features}
+  return _load(directory, 'denoiser', Model, functions, name)
+
+
+def _load_classifier(directory, name=None):
+  def functions(network, preconditioning):
+    return {'apply': networks.classifier(network, preconditioning)}
+  return _load(directory, 'classifier', Classifier, functions, name)
+
+
+def _asset(loader, name):
+  return loader(ASSETS / name, name)
+
+
+def _exact(container, apply, name):
+  """A Gaussian around each digit in each ink: nothing is learned, nothing approximated."""
   width = 0.05  # Under half a gray level (2 / 16): samples look like the data to the eye.
   images, labels, _ = digits.images()
   config = {'kind': 'mixture', 'data': digits.PATH.name, 'inks': dict(digits.INKS), 'width': width}
-  return Model(name, config, mixture.mixture(images, width, labels=labels), mixture.denoise,
-               sigma_min=0.002, sigma_max=80.0, image_shape=images.shape[1:],
-               num_classes=digits.NUM_CLASSES, sha256=digits.SHA256)
+  return container(name, config, mixture.mixture(images, width, labels=labels), apply,
+                   sigma_min=0.002, sigma_max=80.0, image_shape=images.shape[1:],
+                   num_classes=digits.NUM_CLASSES, sha256=digits.SHA256)
 
 
-BUNDLED = MappingProxyType({'digits_exact': _digits_exact})
-"""Models that come with the project, name -> function of that name returning the Model."""
+BUNDLED = MappingProxyType({
+    'digits': functools.partial(_asset, _load_denoiser),
+    'digits_early': functools.partial(_asset, _load_denoiser),
+    'digits_exact': functools.partial(_exact, Model, mixture.denoise),
+})
+"""Denoisers that come with the project, name -> function of that name returning the Model."""
+
+BUNDLED_CLASSIFIERS = MappingProxyType({
+    'digits_classifier': functools.partial(_asset, _load_classifier),
+    'digits_exact': functools.partial(_exact, Classifier, mixture.log_prob),
+})
+"""Classifiers that come with the project, name -> function of that name."""

@@ -12,9 +12,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What a package may import beside the standard library; imports point one way.
 ALLOWED = {
     'samplers': {'samplers', 'jax', 'numpy'},
-    'models': {'models', 'samplers', 'jax', 'numpy'},
+    'models': {'models', 'samplers', 'jax', 'numpy', 'flax', 'orbax'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
-    'engine': {'engine', 'models', 'samplers', 'jax', 'numpy', 'ml_collections', 'PIL'},
+    'engine': {'engine', 'models', 'samplers', 'jax', 'numpy', 'flax', 'optax', 'orbax',
+               'ml_collections', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
     'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib'},
 }

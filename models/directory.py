@@ -1,0 +1,166 @@
+"""Model directories: config.json beside an Orbax checkpoint of the parameters.
+
+config.json names what the parameters belong to: `format`, `kind` ('denoiser' or 'classifier'),
+`network` and `preconditioning` (name and settings), `sigma_min`, `sigma_max`, `image_shape`,
+`num_classes`, `source` (where it comes from, plain values), and `sha256` of the parameters.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+FORMAT = 1
+"""Version of the layout; a reader knows its own and all before."""
+
+FIELDS = ('kind', 'network', 'preconditioning', 'sigma_min', 'sigma_max', 'image_shape',
+          'num_classes')
+
+_PARAMS = 'params'
+
+
+def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
+         source: Mapping[str, Any] | str, dtype: str = 'float32') -> None:
+  """Writes a model directory, whole or not at all.
+
+  Args:
+    directory: the new folder; the one above it exists.
+    config: the FIELDS, plain values.
+    params: pytree of arrays, nested dicts.
+    source: where the parameters come from, plain values.
+    dtype: precision on disk, 'float32', 'float16' or 'bfloat16'; they are float32 again when read.
+
+  Raises:
+    OSError: if it cannot be written.
+    ValueError: if the folder exists, or the config is not made of the FIELDS.
+  """
+  path = pathlib.Path(directory).absolute()
+  if sorted(config) != sorted(FIELDS):
+    raise ValueError(f'save: config must have the fields {", ".join(FIELDS)}, got '
+                     f'{", ".join(config) or "none"}; add what is missing, take out the rest')
+  if path.exists():
+    raise ValueError(f'save: directory must not exist, got {path}; choose another or delete it')
+  params = jax.tree.map(lambda value: np.asarray(value).astype(dtype), params)
+  temporary = path.with_name(f'.{path.name}.partial')
+  shutil.rmtree(temporary, ignore_errors=True)
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(temporary / _PARAMS, params)
+    text = json.dumps({'format': FORMAT, **config, 'source': source, 'sha256': digest(params)},
+                      indent=1)
+    (temporary / 'config.json').write_text(text + '\n')
+    temporary.rename(path)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+  """Reads config.json.
+
+  Args:
+    directory: a model directory.
+
+  Returns:
+    Its fields.
+
+  Raises:
+    ValueError: if the folder or the file is missing, not of this form, or of a newer format.
+  """
+  path = pathlib.Path(directory)
+  if not path.is_dir():
+    what = 'a file' if path.exists() else 'nothing'
+    raise ValueError(f'load: model must be a folder with config.json and {_PARAMS}/, got {what} at '
+                     f'{path}; --mode=train makes one')
+  try:
+    config = json.loads((path / 'config.json').read_text())
+  except FileNotFoundError:
+    raise ValueError(f'load: model must be a folder with config.json and {_PARAMS}/, got {path} '
+                     'without config.json; make it again') from None
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise ValueError(f'load: {path / "config.json"} must be JSON, got {error}; make it again'
+                     ) from None
+  version = config.get('format') if isinstance(config, dict) else None
+  if not isinstance(version, int) or version < 1:
+    raise ValueError(f'load: {path / "config.json"} must have a format number, got {version!r}; it '
+                     'may belong to another program')
+  if version > FORMAT:
+    raise ValueError(f'load: format of {path} must be at most {FORMAT}, got {version}; update '
+                     'fewstep to read it')
+  missing = [field for field in (*FIELDS, 'sha256') if field not in config]
+  if missing:
+    raise ValueError(f'load: {path / "config.json"} must have all fields, got none for '
+                     f'{", ".join(missing)}; make it again')
+  return config
+
+
+def read_params(directory: str | os.PathLike, like: Any, sha256: str) -> Any:
+  """Reads the parameters.
+
+  Args:
+    directory: a model directory.
+    like: pytree of arrays or shapes that the network needs.
+    sha256: of config.json.
+
+  Returns:
+    Parameters like `like`, np.float32.
+
+  Raises:
+    ValueError: if they are missing or damaged, or their names, shapes or hash are not as expected;
+      names that are missing, not used or of another shape are told together.
+  """
+  path = pathlib.Path(directory).absolute() / _PARAMS
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      stored = checkpointer.metadata(path).item_metadata
+      have = {'.'.join(name): leaf for name, leaf in flax.traverse_util.flatten_dict(
+          dict(stored or {})).items()}
+      need = {'.'.join(name): leaf for name, leaf in flax.traverse_util.flatten_dict(like).items()}
+      _compare(path, have, need)
+      target = flax.traverse_util.unflatten_dict(
+          {tuple(name.split('.')): np.zeros(leaf.shape, leaf.dtype) for name, leaf in have.items()})
+      params = checkpointer.restore(path, target)
+  except ValueError as error:
+    if str(error).startswith('load: '):
+      raise
+    raise _damaged(path, error) from None
+  except (OSError, KeyError, TypeError, AttributeError) as error:
+    raise _damaged(path, error) from None
+  if digest(params) != sha256:
+    raise ValueError(f'load: parameters in {path} must have SHA-256 {sha256[:12]}..., got '
+                     f'{digest(params)[:12]}...; make the model again')
+  return jax.tree.map(lambda value: value.astype(np.float32), params)
+
+
+def digest(params: Any) -> str:
+  """Returns the SHA-256 of names, types, shapes and values, in the order of names."""
+  total = hashlib.sha256()
+  for name, value in sorted(flax.traverse_util.flatten_dict(params, sep='.').items()):
+    total.update(f'{name} {value.dtype} {value.shape}\n'.encode())
+    total.update(np.ascontiguousarray(value).tobytes())
+  return total.hexdigest()
+
+
+def _compare(path, have, need):
+  wrong = [f'missing {name}' for name in sorted(need.keys() - have.keys())]
+  wrong += [f'not used {name}' for name in sorted(have.keys() - need.keys())]
+  wrong += [f'{name} is {tuple(have[name].shape)} and must be {tuple(need[name].shape)}'
+            for name in sorted(need.keys() & have.keys())
+            if tuple(have[name].shape) != tuple(need[name].shape)]
+  if wrong:
+    shown = '; '.join(wrong[:20]) + (f'; and {len(wrong) - 20} more' if len(wrong) > 20 else '')
+    raise ValueError(f'load: parameters in {path} must be those of the network in config.json, '
+                     f'got: {shown}; make the model again')
+
+
+def _damaged(path, error):
+  return ValueError(f'load: {path} must be a whole checkpoint, got '
+                    f'{type(error).__name__}: {str(error)[:200]}; make the model again')

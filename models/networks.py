@@ -1,0 +1,133 @@
+"""Networks by name: from the settings of a model directory to pure functions."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from models import classifier as classifier_lib, denoisers, edm_unet
+from samplers import checks
+
+Preconditioning = Callable[[jax.Array], denoisers.Coefficients]
+
+NETWORKS = MappingProxyType({'song_unet': edm_unet.SongUNet,
+                             'noise_classifier': classifier_lib.NoiseClassifier})
+"""Name -> Flax module; its attributes are the settings."""
+
+
+def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
+  """Builds a network from plain values.
+
+  Args:
+    name: a key of NETWORKS.
+    settings: attributes of the module; lists become tuples.
+
+  Returns:
+    The module, without parameters.
+
+  Raises:
+    ValueError: if the name or a setting is unknown, a setting is missing, or the channels of a
+      level do not divide into groups.
+  """
+  module = checks.lookup('network', name, NETWORKS)
+  fields = {field.name: field for field in dataclasses.fields(module)
+            if field.name not in ('parent', 'name')}
+  for setting in settings:
+    if setting not in fields:
+      raise ValueError(f'{name}: {checks.unknown("setting", setting, fields)}')
+  for field in fields.values():
+    if field.default is dataclasses.MISSING and field.name not in settings:
+      raise ValueError(f'{name}: setting {field.name} must be given, got none; add it')
+  values = {setting: tuple(value) if isinstance(value, list) else value
+            for setting, value in settings.items()}
+  network = module(**values)
+  for mult in network.channel_mult:
+    channels = network.model_channels * mult
+    if channels % 4 or channels % min(32, channels // 4):
+      raise ValueError(f'{name}: channels of a level must be a multiple of 4, and of 32 above 128, '
+                       f'got {channels} (model_channels {network.model_channels} times {mult}); '
+                       'choose other multipliers')
+  return network
+
+
+@functools.cache
+def _coefficients(name, settings):
+  return functools.partial(denoisers.PRECONDITIONING[name], **dict(settings))
+
+
+def preconditioning(name: str, settings: Mapping[str, float]) -> Preconditioning:
+  """Returns the coefficients of Eq. 1 in models/denoisers.py as a function of sigma alone.
+
+  Args:
+    name: a key of denoisers.PRECONDITIONING.
+    settings: its arguments beside sigma.
+
+  Returns:
+    A function from levels (batch,) to Coefficients; equal arguments give the same one.
+
+  Raises:
+    ValueError: if the name or a setting is unknown.
+  """
+  function = checks.lookup('preconditioning', name, denoisers.PRECONDITIONING)
+  known = list(inspect.signature(function).parameters)[1:]
+  for setting in settings:
+    if setting not in known:
+      raise ValueError(f'{name}: {checks.unknown("setting", setting, known)}')
+  return _coefficients(name, tuple(sorted(settings.items())))
+
+
+@functools.cache
+def denoiser(network: nn.Module, coefficients: Preconditioning,
+             ) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Returns apply_features of a network; equal arguments give one function, so one compilation.
+
+  Args:
+    network: a module that is called as edm_unet.SongUNet.
+    coefficients: what `preconditioning` returns.
+
+  Returns:
+    apply_features(params, x, sigma, labels=None, **how the network is called).
+  """
+  def apply_features(params, x, sigma, labels=None, rngs=None, **call):
+    if labels is not None and network.label_dim:  # Labels below 0 become zero vectors.
+      call['class_labels'] = jax.nn.one_hot(labels, network.label_dim, dtype=x.dtype)
+    def call_network(scaled, c_noise):
+      return network.apply({'params': params}, scaled, c_noise, rngs=rngs, **call)
+    return denoisers.precondition(call_network, coefficients, x, sigma)
+  return apply_features
+
+
+@functools.cache
+def classifier(network: nn.Module, coefficients: Preconditioning) -> Callable[..., jax.Array]:
+  """Returns apply of a classifier, as `denoiser`; of the coefficients, c_in and c_noise serve.
+
+  Args:
+    network: a module that is called as classifier.NoiseClassifier.
+    coefficients: what `preconditioning` returns.
+
+  Returns:
+    apply(params, x, sigma, **how the network is called) -> log p(y | x; sigma), (batch, classes).
+  """
+  def apply(params, x, sigma, rngs=None, **call):
+    c = coefficients(jnp.broadcast_to(jnp.asarray(sigma).astype(x.dtype), x.shape[:1]))
+    logits = network.apply({'params': params}, c.c_in[:, None, None, None] * x, c.c_noise,
+                           rngs=rngs, **call)
+    return jax.nn.log_softmax(logits)
+  return apply
+
+
+@functools.cache
+def without_features(apply_features: Callable[..., Any]) -> Callable[..., jax.Array]:
+  """Returns apply(params, x, sigma, labels=None) -> D alone; one function per argument."""
+  return lambda params, x, sigma, labels=None: apply_features(params, x, sigma, labels)[0]
+
+
+def initialize(network: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
+  """Returns random parameters of a network, nested dicts of float32 arrays."""
+  return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))['params']
