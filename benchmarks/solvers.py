@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import samplers
+from benchmarks.report import write_section
 from models import mixture
 
 HERE = pathlib.Path(__file__).parent
@@ -33,6 +34,7 @@ SCHEDULES = {
     'time_uniform, rho 2': ('time_uniform', {'rho': 2.0}),
 }
 COMMON = 'polynomial, rho 7'
+TITLE = 'Solvers: error against evaluations'
 
 
 class Entry(NamedTuple):
@@ -81,7 +83,7 @@ def main() -> None:
   print(report)
   if arguments.write:
     plot(errors[COMMON], HERE / 'solvers.png')
-    (HERE / 'README.md').write_text(report)
+    write_section(TITLE, report)
 
 
 def measure() -> tuple[dict, float]:
@@ -126,16 +128,12 @@ def render(errors: dict, converged: float) -> str:
   """Returns the report as Markdown."""
   best = {entry: {budget: min(rows[entry][budget] for rows in errors.values())
                   for budget in row} for entry, row in errors[COMMON].items()}
-  return f'''# Benchmarks
-
-## Solvers: error against evaluations
-
-`python -m benchmarks.solvers --write` makes this page. Root-mean-square distance per pixel to the
-exact end point of the probability-flow ODE at sigma {SIGMA_MIN}, from {SAMPLES} latents at sigma
-{SIGMA_MAX:g}, on the mixture of Gaussians of `tests/golden/ode/mixture_small.npz` with its exact
-denoiser, in 64 bit. The end point is the fine integration of 16000 steps, within {converged:.0e} of
-the one of 8000. A blank: no such number of evaluations. Bold: the lowest of the column. No
-afs, no denoise_to_zero.
+  return f'''`python -m benchmarks.solvers --write` makes this section. Root-mean-square distance
+per pixel to the exact end point of the probability-flow ODE at sigma {SIGMA_MIN}, from {SAMPLES}
+latents at sigma {SIGMA_MAX:g}, on the mixture of Gaussians of
+`tests/golden/ode/mixture_small.npz` with its exact denoiser, in 64 bit. The end point is the fine
+integration of 16000 steps, within {converged:.0e} of the one of 8000. A blank: no such number of
+evaluations. Bold: the lowest of the column. No afs, no denoise_to_zero.
 
 The mixture is a smooth problem in 48 dimensions. It orders solvers by how well they integrate;
 how good pictures of a network look is another question.

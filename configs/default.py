@@ -1,6 +1,7 @@
-"""Samples 64 digits from the exact model with a fast solver: `python main.py`.
+"""Samples 64 digits from the bundled model with a fast solver: `python main.py`.
 
-Expect out/ with 64 PNG files, grid.png and manifest.json after some seconds on two CPU cores.
+Expect out/ with 64 PNG files, grid.png, run.json and manifest.json after some seconds on two CPU
+cores, the first time up to a minute, as the program is compiled.
 Every field can be overridden, as in --config.solver.name=heun --config.schedule.num_steps=4.
 """
 
@@ -13,22 +14,33 @@ import ml_collections
 from ml_collections import config_dict
 
 import samplers
+from configs import training
+
+MODEL = 'digits'
+"""The bundled model of `python main.py`."""
 
 
 def get_config() -> ml_collections.ConfigDict:
   """Returns all fields of a run, locked: a misspelt override is an error."""
   config = ml_collections.ConfigDict()
   config.seeds = '0-63'  # One image per seed: numbers and ranges, both ends included.
-  # Classes: 'random' (by seed), 'none', one ('3'), or a list ('0-4,7': seed s gets entry s mod 6).
+  # Who draws latents and random labels from a seed: 'jax', or, to repeat published pictures,
+  # 'torch_cpu' or 'torch_cuda', as PyTorch's generators do. The noise of solvers is always JAX's.
+  config.seeds_from = 'jax'
+  # Classes: 'random' (drawn from the seed), 'balanced' (seed s gets class s mod their number),
+  # 'none', one ('3'), or a list ('0-4,7': seed s gets entry s mod 6).
   config.labels = 'random'
-  config.batch_size = 32  # Images per call of the compiled sampler; the last batch is padded.
+  # Images per call of the compiled sampler, over all devices: rounded up to a multiple of their
+  # number. The last batch is padded. An image does not depend on it but for rounding.
+  config.batch_size = 32
 
   config.model = ml_collections.ConfigDict()
-  config.model.name = 'digits_exact'  # A key of models.BUNDLED.
+  config.model.name = MODEL  # A key of models.BUNDLED.
+  config.model.path = config_dict.placeholder(str)  # A model directory, in place of the name.
 
   # Noise levels: samplers.schedule(name, num_steps, sigma_min, sigma_max, **options).
   config.schedule = ml_collections.ConfigDict()
-  config.schedule.name = 'time_uniform'  # A key of samplers.SCHEDULES.
+  config.schedule.name = 'polynomial'  # A key of samplers.SCHEDULES.
   config.schedule.num_steps = 8  # Intervals between levels.
   config.schedule.sigma_min = config_dict.placeholder(float)  # Lowest level > 0; None: the model's.
   config.schedule.sigma_max = config_dict.placeholder(float)  # First level; None: the model's.
@@ -38,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Solver: samplers.make(name, sigmas, **options).
   config.solver = ml_collections.ConfigDict()
-  config.solver.name = 'unipc'  # A key of samplers.SOLVERS.
+  config.solver.name = 'dpmpp'  # A key of samplers.SOLVERS.
   # Options of every solver, as above; one that the chosen solver does not have is an error.
   _add_options(config.solver, samplers.SOLVERS, samplers.options)
 
@@ -47,10 +59,18 @@ def get_config() -> ml_collections.ConfigDict:
   config.limit = 'none'
 
   config.output = ml_collections.ConfigDict()
+  # 'png': a file per image, named after its seed. 'npz': samples.npz with arr_0, uint8 (n, height,
+  # width, channels) in the order of the seeds, and, if the images have classes, arr_1, integers.
+  config.output.format = 'png'
+  config.output.subfolders = False  # PNG files in folders of 1,000 seeds: 000000/, 001000/, ...
+  # From [-1, 1] to bytes: 'nearest' (EDM, diff-sampler), or 'truncate', to the next lower (ADM).
+  config.output.uint8_rule = 'nearest'
   config.output.grid = ml_collections.ConfigDict()  # grid.png, the first images to look at.
   config.output.grid.columns = 8  # Images per row.
   config.output.grid.rows = 8  # Rows at most; further images are in their own files only.
   config.output.grid.size = 96  # Least side of a shown image in pixels, 64 or more.
+
+  config.train = training.get_group()  # Of --mode=train.
   return config.lock()
 
 

@@ -1,10 +1,21 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there.
 
+They are under another name until they are complete, so that a killed process leaves whole files and
+perhaps one under a temporary name, which the next run removes. Against a loss of power there is no
+promise: nothing waits for the disk.
+"""
+
+import collections
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any, BinaryIO
+
+_SUFFIX = '.partial'
+_WRITERS = 4  # Threads; compression lets go of Python's lock.
+_WAITING = 256  # Writes that may wait before the next one has to; each holds an image.
 
 
 @contextlib.contextmanager
@@ -16,15 +27,54 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
   Yields:
     The open binary file. If the body raises, nothing is left and an older file stays as it was.
+
+  Raises:
+    OSError: if it cannot be written, with the file and the remedy.
   """
-  temporary = path.with_name(f'.{path.name}.partial')
+  temporary = path.with_name(f'.{path.name}{_SUFFIX}')
   try:
     with open(temporary, 'wb') as file:
       yield file
     os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      raise OSError(f'files: {path} must be writable, got {error.strerror or error}; make room or '
+                    'choose another --workdir; finished files stay, and the same command goes on '
+                    'from there') from error
     raise
+
+
+def remove_partial(folder: pathlib.Path) -> None:
+  """Removes temporary files that a killed process left in a folder, if there is one."""
+  for path in folder.glob(f'.*{_SUFFIX}'):
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[Callable[..., None]]:
+  """Lets threads write files beside the work of the caller.
+
+  Yields:
+    submit(function, *arguments), which waits if too much is waiting. When the body ends, all is
+    written; if it raises, writes that have not begun are dropped, the others are completed.
+
+  Raises:
+    Exception: what a function raised, from a later `submit` or at the end.
+  """
+  waiting: collections.deque[futures.Future[Any]] = collections.deque()
+  with futures.ThreadPoolExecutor(_WRITERS) as threads:
+    def submit(function, *arguments):
+      while waiting and (waiting[0].done() or len(waiting) >= _WAITING):
+        waiting.popleft().result()
+      waiting.append(threads.submit(function, *arguments))
+    try:
+      yield submit
+      for future in waiting:
+        future.result()
+    finally:
+      threads.shutdown(cancel_futures=True)
 
 
 def check_folder(name: str | pathlib.Path) -> pathlib.Path:
@@ -44,7 +94,7 @@ def check_folder(name: str | pathlib.Path) -> pathlib.Path:
   path = pathlib.Path(name)
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / '.probe.partial'
+    probe = path / f'.probe{_SUFFIX}'
     probe.touch()
     probe.unlink()
   except FileExistsError:

@@ -1,28 +1,30 @@
 """Samples images, one per seed: `plan` checks everything on the host, `run` does the work."""
 
 import dataclasses
-import functools
 import importlib.metadata
-import json
 import pathlib
 import platform
 import time
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 import models
 import samplers
-from engine import files, images, seeds as seeds_lib
+from engine import (
+  devices,
+  files,
+  images,
+  progress as progress_lib,
+  results as results_lib,
+  sampler,
+  seeds as seeds_lib,
+)
+from samplers import checks
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'pillow', 'ml_collections')
 _GRID = {'columns': (1, 100), 'rows': (1, 100), 'size': (64, 512)}  # Least and most of each.
-_LIMITS = {'none': lambda denoise: denoise, 'clip': samplers.guidance.clip,
-           'dynamic': samplers.guidance.dynamic_threshold}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,12 +38,12 @@ class Plan:
     solver: name and options of the solver, defaults filled in.
     sigmas: noise levels, np.float64 (num_steps + 1,).
     table: the solver on these levels.
-    limit: limit on the denoised image: 'none', 'clip' or 'dynamic'.
-    seeds: np.uint32 (n,).
-    labels: np.int32 (n,), below 0 without a class.
-    batch_size: images per call of the compiled sampler.
-    grid: columns, rows and size of the grid of images.
-    workdir: folder of all output; exists and can be written to.
+    limit: limit on the denoised image, a key of sampler.LIMITS.
+    seeds_from: who draws latents and random labels, one of seeds.SOURCES.
+    labels: np.int32 (n,), below 0 without a class; one for each of results.seeds.
+    batch_size: images per call of the compiled sampler, over all devices.
+    uint8_rule: how numbers become bytes, a key of images.UINT8_RULES.
+    results: the workdir, which exists and can be written to, and what is kept in it.
   """
 
   config: dict[str, Any]
@@ -51,11 +53,11 @@ class Plan:
   sigmas: np.ndarray
   table: samplers.Table
   limit: str
-  seeds: np.ndarray
+  seeds_from: str
   labels: np.ndarray
   batch_size: int
-  grid: dict[str, int]
-  workdir: pathlib.Path
+  uint8_rule: str
+  results: results_lib.Results
 
 
 def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
@@ -70,34 +72,47 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
 
   Raises:
     OSError: if a file of the model cannot be read.
-    ValueError: if a field is out of range or the folder cannot be written to.
+    ValueError: if a field is out of range, or the folder cannot be written to or holds something
+      else than a run of this config.
   """
   given = _given(config.to_dict())
   batch_size = _within('batch_size', config.batch_size, 1, 2**16)
   grid = {name: _within(f'output.grid.{name}', config.output.grid[name], least, most)
           for name, (least, most) in _GRID.items()}
-  model = models.load(config.model.name)
+  for field, value, known in (('limit', config.limit, sampler.LIMITS),
+                              ('output.format', config.output.format, results_lib.FORMATS),
+                              ('output.uint8_rule', config.output.uint8_rule, images.UINT8_RULES)):
+    if value not in known:
+      raise ValueError(checks.unknown(f'config.{field}', value, known))
+  seeds = seeds_lib.parse(config.seeds)
+  model = _model(config.model)
   sigmas, schedule = _sigmas(config.schedule.name, given['schedule'], model)
   table, solver = _table(config.solver.name, given['solver'], sigmas)
-  if config.limit not in _LIMITS:
-    raise ValueError(f'config.limit: must be one of: {", ".join(_LIMITS)}, got {config.limit!r}; '
-                     "'none' changes nothing")
-  seeds = seeds_lib.parse(config.seeds)
   classes = seeds_lib.parse_labels(config.labels, model.num_classes)
-  folder = files.check_folder(workdir)
-  labels = seeds_lib.labels(classes, seeds, model.num_classes)
+  seeds_lib.check_source(config.seeds_from, model.image_shape)
+  output = {name: config.output[name] for name in ('format', 'subfolders', 'uint8_rule')}
+  identity = {'mode': 'generate',
+              'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
+                         'labels': str(config.labels), 'seeds_from': config.seeds_from,
+                         'output': output},
+              'model': {'name': model.name, 'sha256': model.sha256, **model.config}}
+  results = results_lib.Results(
+      folder=pathlib.Path(workdir), identity=identity, format=config.output.format,
+      subfolders=config.output.subfolders, grid=grid, seeds=seeds)
+  results_lib.check(results)
+  files.check_folder(workdir)
+  labels = seeds_lib.labels(classes, seeds, model.num_classes, model.image_shape, config.seeds_from)
   return Plan(config=given, model=model, schedule=schedule, solver=solver, sigmas=sigmas,
-              table=table, limit=config.limit, seeds=seeds, labels=labels, batch_size=batch_size,
-              grid=grid, workdir=folder)
+              table=table, limit=config.limit, seeds_from=config.seeds_from, labels=labels,
+              batch_size=batch_size, uint8_rule=config.output.uint8_rule, results=results)
 
 
-def run(plan: Plan) -> str:
-  """Samples all images of a plan and writes them, the grid, and last the manifest.
-
-  A manifest of an earlier run goes first: where there is one, the run that it tells of is complete.
+def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
+  """Samples the images of a plan that are not there yet, and completes the workdir.
 
   Args:
     plan: what `plan` returns.
+    progress: how to show progress.
 
   Returns:
     One line for the user: what was made, where, at which cost.
@@ -107,71 +122,64 @@ def run(plan: Plan) -> str:
     OSError: if a file cannot be written.
   """
   started = time.perf_counter()
-  (plan.workdir / 'manifest.json').unlink(missing_ok=True)
-  batches = _batches(len(plan.seeds), plan.batch_size)
-  constants = jax.device_put((plan.model.params, plan.table, np.float32(plan.sigmas[0])))
-  compiled = sample.lower(*constants, *_inputs(plan, batches[0]), apply=plan.model.apply,
-                          limit=plan.limit, shape=plan.model.image_shape).compile()
-  ready = time.perf_counter()
-  names = [f'{seed:06d}.png' for seed in plan.seeds]
-  shown, sampling = [], 0.0
-  for indices in batches:
-    before = time.perf_counter()
-    samples = np.asarray(compiled(*constants, *_inputs(plan, indices)))
-    sampling += time.perf_counter() - before
-    kept = np.unique(indices)  # Without the padding of the last batch.
-    pixels = images.to_uint8(_finite(samples[:len(kept)], plan.seeds[kept]))
-    for i, image in zip(kept, pixels, strict=True):
-      images.write_png(plan.workdir / names[i], image)
-    shown += list(pixels[:plan.grid['columns'] * plan.grid['rows'] - len(shown)])
-  images.write_png(plan.workdir / 'grid.png', images.grid(
-      np.stack(shown), _captions(plan)[:len(shown)], plan.grid['columns'], plan.grid['size']))
-  seconds = {'compile': ready - started, 'sample': sampling,
-             'total': time.perf_counter() - started}
-  _write_manifest(plan, names, seconds)
-  return (f'{len(names)} image{"s" * (len(names) > 1)} in {plan.workdir}: {plan.solver["name"]} on '
-          f'{plan.schedule["name"]}, NFE {plan.table.nfe}, {seconds["total"]:.1f} s; see grid.png '
-          'and manifest.json')
+  count = len(plan.results.seeds)
+  have = f'{count} image{"s" * (count > 1)} in {plan.results.folder}'
+  if results_lib.begin(plan.results):
+    return f'nothing to do: {have} are complete; see manifest.json'
+  missing = results_lib.missing(plan.results)
+  seconds = _sample(plan, missing, progress) if missing.size else {'compile': 0.0, 'sample': 0.0}
+  results_lib.pack(plan.results, plan.labels)
+  seconds['total'] = time.perf_counter() - started
+  results_lib.complete(plan.results, _manifest(plan, len(missing), seconds))
+  there = f', {count - len(missing)} of them were there' if len(missing) < count else ''
+  return (f'{have}{there}: {plan.solver["name"]} on {plan.schedule["name"]}, NFE {plan.table.nfe}, '
+          f'{seconds["total"]:.1f} s; see grid.png and manifest.json')
 
 
-@functools.partial(jax.jit, static_argnames=('apply', 'limit', 'shape'))
-def sample(params: Any, table: samplers.Table, sigma_first: jax.Array, seeds: jax.Array,
-           labels: jax.Array | None, *, apply: Callable[..., jax.Array],
-           limit: str, shape: tuple[int, int, int]) -> jax.Array:
-  """Samples one image per seed; compiled once for all batches of a run.
+def _sample(plan, missing, progress):
+  """Samples and writes the images of these indices; returns the seconds it took.
 
-  Image i depends on seed i and label i alone. It is the same bit for bit at any place of a batch
-  and in any company; another batch size changes the order of sums, so the last digits.
-
-  Args:
-    params: of the model.
-    table: the solver; tables of equal rows and slots share the program.
-    sigma_first: first noise level of the grid, a scalar.
-    seeds: uint32 (batch,).
-    labels: int32 (batch,), None for a model without classes.
-    apply: of the model.
-    limit: limit on the denoised image: 'none', 'clip' or 'dynamic'.
-    shape: of an image.
-
-  Returns:
-    Samples in model units, float32 (batch, *shape).
+  A batch is computed while the one before it is fetched and written.
   """
-  latents = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(
-      seeds_lib.keys(seeds, seeds_lib.LATENT))
-  denoise = _LIMITS[limit](lambda x, sigma: apply(params, x, sigma, labels))
-  return samplers.run(table, denoise, sigma_first * latents,
-                      key=seeds_lib.keys(seeds, seeds_lib.NOISE))
+  started = time.perf_counter()
+  batches = _batches(missing, devices.share_of(plan.batch_size) * devices.count())
+  program = sampler.program(plan.model.apply, plan.limit)
+  constants = devices.replicate(
+      sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0])))
+  with progress('compiling', 1, 'program') as advance:
+    running = program(constants, _inputs(plan, batches[0]))
+    advance()
+  ready = time.perf_counter()
+  total = len(plan.results.seeds)
+  with progress('sampling', total, 'images', done=total - len(missing)) as advance, (
+      files.in_background()) as submit:
+    for indices, following in zip(batches, [*batches[1:], None], strict=True):
+      finished = running
+      if following is not None:
+        running = program(constants, _inputs(plan, following))
+      kept = np.unique(indices)  # Without the padding of the last batch; they are in order.
+      seeds = plan.results.seeds[kept]
+      samples = _finite(devices.merge(finished)[:len(kept)], seeds)
+      pixels = images.to_uint8(samples, plan.uint8_rule)
+      for seed, image in zip(seeds.tolist(), pixels, strict=True):
+        submit(images.write_png, results_lib.path(plan.results, seed), image)
+      advance(len(kept))
+  return {'compile': ready - started, 'sample': time.perf_counter() - ready}
 
 
-def _batches(count, batch_size):
-  """Indices of each batch; the last one repeats its last index up to the full size."""
-  padded = np.minimum(np.arange(-(-count // batch_size) * batch_size), count - 1)
-  return padded.reshape(-1, batch_size)
+def _batches(indices, size):
+  """Splits indices into batches; the last one repeats its last index up to the full size."""
+  padded = np.minimum(np.arange(-(-len(indices) // size) * size), len(indices) - 1)
+  return indices[padded].reshape(-1, size)
 
 
 def _inputs(plan, indices):
-  """Seeds and labels of a batch; a model without classes gets none."""
-  return plan.seeds[indices], plan.labels[indices] if plan.model.num_classes else None
+  """What belongs to each image of a batch; a model without classes gets no labels."""
+  seeds = plan.results.seeds[indices]
+  return sampler.Inputs(
+      seeds=devices.split(seeds),
+      latents=seeds_lib.latents(seeds, plan.model.image_shape, plan.seeds_from),
+      labels=devices.split(plan.labels[indices]) if plan.model.num_classes else None)
 
 
 def _finite(samples, seeds):
@@ -182,9 +190,17 @@ def _finite(samples, seeds):
   return samples
 
 
-def _captions(plan):
-  return [f'seed {seed}' if label < 0 else f'{label}, seed {seed}'
-          for seed, label in zip(plan.seeds, plan.labels, strict=True)]
+def _model(config):
+  """The model at a path, or one that comes with the project."""
+  if config.path is not None:
+    model = models.load(pathlib.Path(config.path))
+  else:
+    checks.lookup('config.model.name', config.name, models.BUNDLED)
+    model = models.load(config.name)
+  if model.image_shape[-1] not in (1, 3):
+    raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
+                     f'in {model.name}; choose a model in pixel space')
+  return model
 
 
 def _sigmas(name, given, model):
@@ -215,7 +231,7 @@ def _numbers(option, value):
 
 
 def _within(name, value, least, most):
-  if value is None or not least <= value <= most:
+  if not checks.is_integer(value) or not least <= value <= most:
     raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '
                      'configs/default.py has the usual one')
   return value
@@ -227,8 +243,8 @@ def _given(fields):
           for name, value in fields.items() if value is not None}
 
 
-def _write_manifest(plan, names, seconds):
-  manifest = {
+def _manifest(plan, sampled, seconds):
+  return {
       'mode': 'generate',
       'config': plan.config,
       'model': {'name': plan.model.name, 'sha256': plan.model.sha256, **plan.model.config},
@@ -236,16 +252,12 @@ def _write_manifest(plan, names, seconds):
       'sigmas': plan.sigmas.tolist(),
       'solver': plan.solver,
       'nfe': plan.table.nfe,
-      'uint8_rule': images.UINT8_RULE,
+      'uint8_rule': images.UINT8_RULES[plan.uint8_rule],
       'versions': {'python': platform.python_version(),
                    **{name: importlib.metadata.version(name) for name in _PACKAGES}},
-      'device': str(jax.devices()[0].device_kind),
+      'devices': {'kind': devices.kind(), 'count': devices.count(),
+                  'images_per_device': devices.share_of(plan.batch_size)},
       'seconds': {name: round(value, 3) for name, value in seconds.items()},
-      'images_per_second': round(len(names) / seconds['sample'], 3),
-      'seeds': plan.seeds.tolist(),
+      'images_per_second': round(sampled / seconds['sample'], 3) if sampled else None,
       'labels': [None if label < 0 else label for label in plan.labels.tolist()],
-      'files': names,
   }
-  with files.replacing(plan.workdir / 'manifest.json') as file:
-    lines = [f'{json.dumps(key)}: {json.dumps(value)}' for key, value in manifest.items()]
-    file.write(('{\n' + ',\n'.join(lines) + '\n}\n').encode())

@@ -1,30 +1,40 @@
 """Pictures: model units to bytes, PNG files, and a labelled grid to look at."""
 
+import io
 import math
 import pathlib
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from engine import files
 
-UINT8_RULE = 'clip(x * 127.5 + 128, 0, 255), truncated'
+UINT8_RULES = MappingProxyType({'nearest': 'clip(x * 127.5 + 128, 0, 255), truncated',
+                                'truncate': 'clip((x + 1) * 127.5, 0, 255), truncated'})
+"""How numbers become bytes: to the nearest one (EDM, diff-sampler), or down (ADM)."""
 
 _BACKGROUND, _INK = (42, 44, 50), (214, 216, 222)
 _GAP = 6  # Pixels between cells.
 
 
-def to_uint8(images: np.ndarray) -> np.ndarray:
-  """Returns bytes by UINT8_RULE, the one of EDM and diff-sampler.
+def to_uint8(images: np.ndarray, rule: str = 'nearest') -> np.ndarray:
+  """Returns bytes.
 
   Args:
     images: finite, in [-1, 1] up to what is clipped, any shape.
+    rule: a key of UINT8_RULES.
 
   Returns:
     uint8 of the same shape.
   """
-  return np.clip(np.asarray(images) * np.float32(127.5) + np.float32(128), 0, 255).astype(np.uint8)
+  half = np.float32(127.5)
+  if rule == 'nearest':
+    values = np.asarray(images) * half + np.float32(128)
+  else:
+    values = (np.asarray(images) + np.float32(1)) * half
+  return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def write_png(path: pathlib.Path, image: np.ndarray) -> None:
@@ -34,8 +44,17 @@ def write_png(path: pathlib.Path, image: np.ndarray) -> None:
     path: the file.
     image: uint8 (height, width, 1 or 3).
   """
+  encoded = io.BytesIO()  # So that all errors of writing are the file's own.
+  Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, format='png')
   with files.replacing(path) as file:
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format='png')
+    file.write(encoded.getbuffer())
+
+
+def read_png(path: pathlib.Path) -> np.ndarray:
+  """Reads what `write_png` wrote: uint8 (height, width, 1 or 3)."""
+  with Image.open(path) as picture:
+    pixels = np.asarray(picture)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def grid(images: np.ndarray, captions: Sequence[str], columns: int, size: int) -> np.ndarray:

@@ -1,19 +1,28 @@
 """Seeds and labels: from the text of a config to one key and one class per image.
 
 Everything random about image i comes from its own seed: `jax.random.key(seed)` folded with the
-number of a stream. Batch size, order and the other seeds have no part in it.
+number of a stream. Batch size, order and the other seeds have no part in it. To repeat published
+pictures, latents and random labels can also be drawn as PyTorch does for the same seeds.
 """
 
+import functools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engine import devices, torch_rng
 from models import mixture
+from samplers import checks
 
 LATENT, LABEL, NOISE = 0, 1, 2
 """Streams of a seed: the latent, the random label, the noise of the solver."""
+
+SOURCES = ('jax', *(f'torch_{device}' for device in torch_rng.DEVICES))
+"""Where latents and random labels come from. The noise of a solver is always JAX's."""
 
 HIGHEST = 2**32 - 1
 MOST = 10_000_000  # Images of one run; more is a mistake.
@@ -55,8 +64,9 @@ def parse_labels(text: str, num_classes: int) -> np.ndarray | None:
   """Reads which classes to sample.
 
   Args:
-    text: 'random', 'none', one class ('3'), or a list of classes and ranges ('0-4,7').
-    num_classes: of the model, 0 if it has none; 'random' is then 'none'.
+    text: 'random', 'balanced' (all classes in turn), 'none', one class ('3'), or a list of classes
+      and ranges ('0-4,7').
+    num_classes: of the model, 0 if it has none; 'random' and 'balanced' are then 'none'.
 
   Returns:
     np.int32 (k,), the classes that seeds take in turn, `mixture.UNCONDITIONAL` for 'none'; or None
@@ -65,11 +75,13 @@ def parse_labels(text: str, num_classes: int) -> np.ndarray | None:
   Raises:
     ValueError: if the text is not of this form, or the model does not have such a class.
   """
-  if text == 'none' or (text == 'random' and num_classes == 0):
+  if text == 'none' or (text in ('random', 'balanced') and num_classes == 0):
     return np.array([mixture.UNCONDITIONAL], np.int32)
   if text == 'random':
     return None
-  ranges = _ranges('labels', text, "0-4,7', 'random' or 'none")
+  if text == 'balanced':
+    return np.arange(num_classes, dtype=np.int32)
+  ranges = _ranges('labels', text, "0-4,7', 'random', 'balanced' or 'none")
   highest = max(last for _, last in ranges)
   if highest >= num_classes:
     have = f'be from 0 to {num_classes - 1}' if num_classes else "be 'none' for a model without any"
@@ -78,22 +90,73 @@ def parse_labels(text: str, num_classes: int) -> np.ndarray | None:
   return np.concatenate([np.arange(first, last + 1, dtype=np.int32) for first, last in ranges])
 
 
-def labels(classes: np.ndarray | None, seeds: np.ndarray, num_classes: int) -> np.ndarray:
+def check_source(source: str, shape: tuple[int, int, int]) -> None:
+  """Finds out whether latents can be drawn.
+
+  Args:
+    source: who is to draw.
+    shape: of an image, (height, width, channels).
+
+  Raises:
+    ValueError: if the source is unknown, or PyTorch's numbers would depend on the card, see
+      torch_rng.MOST_CUDA.
+  """
+  if source not in SOURCES:
+    raise ValueError(checks.unknown('config.seeds_from', source, SOURCES))
+  if source != 'jax':
+    torch_rng.draw(np.zeros(1, np.uint32), shape, 0, _torch_device(source))
+
+
+def labels(classes: np.ndarray | None, seeds: np.ndarray, num_classes: int,
+           shape: tuple[int, int, int], source: str) -> np.ndarray:
   """Gives every seed its class: entry s modulo k of the k classes, or one drawn from the seed.
 
   Args:
     classes: what `parse_labels` returns.
     seeds: np.uint32 (n,).
     num_classes: of the model.
+    shape: of an image, (height, width, channels).
+    source: who draws, one of SOURCES; PyTorch draws a label after the latent.
 
   Returns:
     np.int32 (n,).
   """
   if classes is not None:
     return classes[seeds % len(classes)]
+  if source != 'jax':
+    # In pieces, since the latents that come first are large.
+    return np.concatenate([torch_rng.draw(some, shape, num_classes, _torch_device(source))[1]
+                           for some in np.split(seeds, np.arange(256, len(seeds), 256))])
   def draw(key):
     return jax.random.randint(key, (), 0, num_classes, jnp.int32)
   return np.asarray(jax.jit(lambda seeds: jax.vmap(draw)(keys(seeds, LABEL)))(seeds))
+
+
+def latents(seeds: np.ndarray, shape: tuple[int, int, int], source: str) -> jax.Array:
+  """Draws the latent of every seed, each on the device that will use it.
+
+  Args:
+    seeds: np.uint32 (batch,); the number of devices divides the batch.
+    shape: of an image, (height, width, channels).
+    source: who draws, one of SOURCES.
+
+  Returns:
+    float32 (devices, share, *shape), standard normal; see engine/devices.py.
+  """
+  if source == 'jax':
+    return _normal(shape)((), devices.split(seeds))
+  return devices.split(torch_rng.draw(seeds, shape, 0, _torch_device(source))[0])
+
+
+@functools.cache
+def _normal(shape: tuple[int, int, int]) -> Callable[[Any, Any], Any]:
+  def draw(_, seeds):
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys(seeds, LATENT))
+  return devices.spread(draw)
+
+
+def _torch_device(source):
+  return source.removeprefix('torch_')
 
 
 def keys(seeds: jax.Array | np.ndarray, stream: int) -> jax.Array:

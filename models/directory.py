@@ -24,6 +24,8 @@ FORMAT = 1
 FIELDS = ('kind', 'network', 'preconditioning', 'sigma_min', 'sigma_max', 'image_shape',
           'num_classes')
 
+DTYPES = 'float32', 'float16', 'bfloat16'
+
 _PARAMS = 'params'
 
 
@@ -54,6 +56,9 @@ def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(temporary / _PARAMS, params)
+    # Orbax's mark of a whole checkpoint, with the path it was written under: the rename below says
+    # the same without the path.
+    (temporary / _PARAMS / 'commit_success.txt').unlink(missing_ok=True)
     text = json.dumps({'format': FORMAT, **config, 'source': source, 'sha256': digest(params)},
                       indent=1)
     (temporary / 'config.json').write_text(text + '\n')
@@ -118,11 +123,13 @@ def read_params(directory: str | os.PathLike, like: Any, sha256: str) -> Any:
       names that are missing, not used or of another shape are told together.
   """
   path = pathlib.Path(directory).absolute() / _PARAMS
+  if not (path / '_METADATA').is_file():  # Orbax would log a warning of its own.
+    raise _damaged(path, OSError('no parameters there'))
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       stored = checkpointer.metadata(path).item_metadata
       have = {'.'.join(name): leaf for name, leaf in flax.traverse_util.flatten_dict(
-          dict(stored or {})).items()}
+          dict(stored)).items()}
       need = {'.'.join(name): leaf for name, leaf in flax.traverse_util.flatten_dict(like).items()}
       _compare(path, have, need)
       target = flax.traverse_util.unflatten_dict(
@@ -156,7 +163,7 @@ def _compare(path, have, need):
             for name in sorted(need.keys() & have.keys())
             if tuple(have[name].shape) != tuple(need[name].shape)]
   if wrong:
-    shown = '; '.join(wrong[:20]) + (f'; and {len(wrong) - 20} more' if len(wrong) > 20 else '')
+    shown = '; '.join(wrong[:6]) + (f'; and {len(wrong) - 6} more' if len(wrong) > 6 else '')
     raise ValueError(f'load: parameters in {path} must be those of the network in config.json, '
                      f'got: {shown}; make the model again')
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from models import digits, directory as directory_lib, mixture, networks
+from samplers import checks
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
 
@@ -108,9 +109,7 @@ def load(directory: str | os.PathLike) -> Model:
     ValueError: if there is no such model, or it is incomplete, damaged, of a newer format, or no
       denoiser.
   """
-  if directory in BUNDLED:
-    return BUNDLED[directory](directory)
-  return _load_denoiser(directory)
+  return _find(directory, BUNDLED, _load_denoiser)
 
 
 def load_classifier(directory: str | os.PathLike) -> Classifier:
@@ -126,9 +125,18 @@ def load_classifier(directory: str | os.PathLike) -> Classifier:
     OSError: as `load`.
     ValueError: as `load`.
   """
-  if directory in BUNDLED_CLASSIFIERS:
-    return BUNDLED_CLASSIFIERS[directory](directory)
-  return _load_classifier(directory)
+  return _find(directory, BUNDLED_CLASSIFIERS, _load_classifier)
+
+
+def _find(directory, bundled, loader):
+  """A bundled model by name, else a folder; a bare word that is neither was meant as a name."""
+  if directory in bundled:
+    return bundled[directory](directory)
+  path = pathlib.Path(directory)
+  if len(path.parts) < 2 and not path.exists():
+    raise ValueError(f'load: {checks.unknown("model", str(directory), bundled)}; these come with '
+                     'the project, another is given by its folder, which --mode=train makes')
+  return loader(directory)
 
 
 def _load(directory, kind, container, functions, name=None):

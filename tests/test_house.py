@@ -15,9 +15,10 @@ ALLOWED = {
     'models': {'models', 'samplers', 'jax', 'numpy', 'flax', 'orbax'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
     'engine': {'engine', 'models', 'samplers', 'jax', 'numpy', 'flax', 'optax', 'orbax',
-               'ml_collections', 'PIL'},
+               'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
-    'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib'},
+    'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib',
+                   'sklearn'},
 }
 
 

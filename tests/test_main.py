@@ -1,9 +1,15 @@
 """The command line, end to end."""
 
 import json
+import os
 import pathlib
+import pty
+import re
+import signal
+import stat
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,29 +19,32 @@ import samplers
 from configs import default
 
 ROOT = pathlib.Path(__file__).parent.parent
+SMALL = ('--config.model.name=digits_exact', '--config.seeds=0-4', '--config.solver.name=euler',
+         '--config.schedule.num_steps=2', '--config.batch_size=2')
 
 
-def run_main(folder, *flags):
+def run_main(folder, *flags, **environment):
   """Runs main.py in an empty folder, as a user would."""
   return subprocess.run([sys.executable, ROOT / 'main.py', *flags], cwd=folder, check=False,
-                        capture_output=True, text=True, timeout=120)
+                        capture_output=True, text=True, timeout=120,
+                        env={**os.environ, **environment})
 
 
 def test_overrides_reach_the_files(tmp_path):
   result = run_main(
-      tmp_path, '--config.seeds=5,8-9', '--config.labels=4', '--config.batch_size=2',
-      '--config.solver.name=ddim', '--config.solver.eta=0.5', '--config.schedule.name=karras',
-      '--config.schedule.num_steps=6', '--config.schedule.rho=5', '--config.limit=clip',
-      '--workdir=a/b')
+      tmp_path, '--config.model.name=digits_exact', '--config.seeds=5,8-9', '--config.labels=4',
+      '--config.batch_size=2', '--config.solver.name=ddim', '--config.solver.eta=0.5',
+      '--config.schedule.name=karras', '--config.schedule.num_steps=6', '--config.schedule.rho=5',
+      '--config.limit=clip', '--config.output.subfolders', '--workdir=a/b')
   assert result.returncode == 0, result.stderr
   assert result.stderr == ''
   line, = result.stdout.splitlines()
   assert line.startswith('3 images in a/b: ddim on karras, NFE 6, ')
   out = tmp_path / 'a' / 'b'
-  assert sorted(path.name for path in out.iterdir()) == [
-      '000005.png', '000008.png', '000009.png', 'grid.png', 'manifest.json']
+  assert sorted(path.name for path in out.iterdir()) == ['000000', 'grid.png', 'manifest.json',
+                                                         'run.json']
   for name in ('000005.png', '000008.png', '000009.png'):
-    with Image.open(out / name) as picture:
+    with Image.open(out / '000000' / name) as picture:
       pixels = np.asarray(picture)
     assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and pixels.max() > 200
   manifest = json.loads((out / 'manifest.json').read_text())
@@ -46,14 +55,24 @@ def test_overrides_reach_the_files(tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    (['--mode=dream'], "--mode must be one of: generate, got 'dream'"),
-    (['--config.solver.etta=1'], "unknown config field 'etta', Did you mean \"eta\""),
-    (['--config.seeds.x=1'], '--config.seeds.x=1 does not fit: string ind'),
+    (['--mode=generat'], "unknown --mode 'generat'; did you mean generate? known: generate"),
+    (['--config.solver.etta=1'], "unknown config field 'solver.etta'; did you mean 'solver.eta'?"),
+    (['--config.seeds.x=1'], "unknown config field 'seeds.x'; did you mean 'seeds'?"),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),
+    (['--config.seeds='], 'seeds: must be numbers and ranges separated by commas, such as'),
+    (['--config.labels=10', '--config.model.name=digits_exact'],
+     "labels: classes must be from 0 to 9, got 10 in '10'"),
+    (['--config.batch_size=-1'], 'config.batch_size: must be an integer from 1 to 65536, got -1'),
+    (['--config.model.path=file'], 'load: '),
+    (['--config.model.name=digit'], "unknown config.model.name 'digit'; did you mean digits"),
     (['--config.solver=heun'], 'flag --config.solver=heun: is a group; set its fields, as in'),
-    (['--config=file'], '--config=file does not fit: '),
+    (['--config=nofile.py'], '--config: must be a Python file with get_config(), got nothing at'),
+    (['--config=file'], '--config: file must give a config by get_config(), got SyntaxError'),
+    (['--confg=x'], "Unknown command line flag 'confg'. Did you mean: config"),
+    (['word'], "takes flags only, got 'word'; a flag starts with --"),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
+    (['--workdir=/proc/x'], 'workdir: must be a folder that can be written to, got /proc/x'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, message):
   (tmp_path / 'file').write_text('no config')
@@ -62,6 +81,84 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, message):
   line, = result.stderr.splitlines()
   assert line.startswith(f'main.py: {message}')
   assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_second_run_goes_on_or_is_refused(tmp_path):
+  assert run_main(tmp_path, *SMALL).stdout.startswith('5 images in out: euler')
+  assert run_main(tmp_path, *SMALL).stdout.startswith('nothing to do: 5 images in out are complete')
+  result = run_main(tmp_path, *SMALL, '--config.solver.name=heun')
+  assert result.returncode == 2
+  assert result.stderr == (
+      'main.py: workdir: must be empty or hold a run of the same config, got out with '
+      "config.solver.name 'euler' (now 'heun'); choose another --workdir or delete it\n")
+
+
+def test_no_room_is_one_line_and_nothing_half_written(tmp_path):
+  def limit():
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # Images fit, the grid does not.
+  assert run_main(tmp_path, *SMALL, '--workdir=whole').returncode == 0  # Compiles.
+  result = subprocess.run([sys.executable, ROOT / 'main.py', *SMALL], cwd=tmp_path, check=False,
+                          capture_output=True, text=True, timeout=120, preexec_fn=limit)
+  assert (result.returncode, result.stdout) == (1, '')
+  assert result.stderr == (
+      'main.py: files: out/grid.png must be writable, got File too large; make room or choose '
+      'another --workdir; finished files stay, and the same command goes on from there\n')
+  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+      *(f'00000{seed}.png' for seed in range(5)), 'run.json']
+  assert ', 5 of them were there: ' in run_main(tmp_path, *SMALL).stdout
+
+
+def test_an_interrupt_is_one_line_and_leaves_whole_files(tmp_path):
+  process = subprocess.Popen(
+      [sys.executable, ROOT / 'main.py', *SMALL, '--config.seeds=0-9999'], cwd=tmp_path,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  while process.poll() is None and not list(tmp_path.glob('out/0*.png')):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGINT)
+  out, error = process.communicate(timeout=60)
+  assert (process.returncode, out) == (130, '')
+  assert error == ('main.py: interrupted; finished files stay, and the same command goes on from '
+                   'there\n')
+  found = list((tmp_path / 'out').iterdir())
+  assert 1 < len(found) < 10_000 and not [path for path in found if path.name.startswith('.')]
+
+
+def on_terminal(folder, *flags):
+  """Runs main.py with a terminal of 100 columns for its errors; returns what it shows there."""
+  ours, theirs = pty.openpty()
+  with os.fdopen(ours, 'rb', buffering=0) as terminal:
+    process = subprocess.Popen([sys.executable, ROOT / 'main.py', *flags], cwd=folder,
+                               stdout=subprocess.PIPE, stderr=theirs,
+                               env={**os.environ, 'COLUMNS': '100'})
+    os.close(theirs)
+    shown = b''
+    try:
+      while part := terminal.read(4096):
+        shown += part
+    except OSError:  # How Linux says that the other end is closed.
+      pass
+    process.communicate(timeout=60)
+  assert process.returncode == 0
+  return shown.decode()
+
+
+def test_a_terminal_shows_images_per_second_unless_quiet(tmp_path):
+  shown = on_terminal(tmp_path, *SMALL)
+  assert re.search(r'sampling: 100%.* 5/5 .* images/s\]', shown)
+  assert on_terminal(tmp_path, *SMALL, '--workdir=quiet', '--quiet') == ''
+
+
+def test_compiled_programs_are_kept_for_the_user_alone_unless_switched_off(tmp_path):
+  environment = {'XDG_CACHE_HOME': str(tmp_path), 'JAX_COMPILATION_CACHE_DIR': ''}
+  kept = tmp_path / 'fewstep'
+  assert run_main(tmp_path, *SMALL, '--nocompilation_cache', **environment).stderr == ''
+  assert not kept.exists()
+  assert run_main(tmp_path, *SMALL, '--workdir=a', **environment).stderr == ''
+  assert stat.S_IMODE(kept.stat().st_mode) == 0o700 and list(kept.iterdir())
+  before = sorted(kept.iterdir())
+  assert run_main(tmp_path, *SMALL, '--workdir=b', **environment).stderr == ''
+  assert sorted(kept.iterdir()) == before  # Everything was there.
 
 
 def test_main_is_short():

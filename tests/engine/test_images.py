@@ -1,22 +1,28 @@
-"""Bytes, files and the grid."""
+"""Bytes, pictures and the grid."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from engine import files, images
+from engine import images
 
 
-def test_uint8_rule_at_its_ends_and_middle():
+def test_uint8_rules_at_their_ends_and_middle():
   values = np.array([-2.0, -1.0, 0.0, 0.9999, 1.0, 3.0], np.float32)
   # -127.5 + 128 = 0.5 truncates to 0; 255.5 clips to 255.
   assert images.to_uint8(values).tolist() == [0, 0, 128, 255, 255, 255]
   assert images.to_uint8(values).dtype == np.uint8
+  # 127.5 truncates to 127, 254.99 to 254.
+  assert images.to_uint8(values, 'truncate').tolist() == [0, 0, 127, 254, 255, 255]
 
 
 def test_bytes_survive_the_way_through_model_units():
   every = np.arange(256)
   assert (images.to_uint8((every - 127.5) / 127.5) == every).all()
+  # Between two bytes, one rule takes the nearest and the other the lower.
+  between = (every[:-1] + 0.75 - 127.5) / 127.5
+  assert (images.to_uint8(between, 'nearest') == every[1:]).all()
+  assert (images.to_uint8(between, 'truncate') == every[:-1]).all()
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -26,29 +32,8 @@ def test_png_holds_the_bytes(tmp_path, channels):
   with Image.open(tmp_path / 'a.png') as picture:
     decoded = np.asarray(picture)
   np.testing.assert_array_equal(decoded.reshape(image.shape), image)
+  np.testing.assert_array_equal(images.read_png(tmp_path / 'a.png'), image)
   assert [path.name for path in tmp_path.iterdir()] == ['a.png']
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
-  path = tmp_path / 'a.txt'
-  path.write_text('old')
-  with pytest.raises(KeyboardInterrupt), files.replacing(path) as file:
-    file.write(b'half')
-    raise KeyboardInterrupt
-  assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
-  with files.replacing(path) as file:
-    file.write(b'new')
-  assert path.read_text() == 'new' and list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match='workdir: must be a folder, got the file .*file; choose'):
-    files.check_folder(tmp_path / 'file')
-  with pytest.raises(ValueError, match=r'can be written to, got .*below \(Not a directory\)'):
-    files.check_folder(tmp_path / 'file' / 'below')
-  files.check_folder(tmp_path / 'new' / 'folder')
-  assert list((tmp_path / 'new' / 'folder').iterdir()) == []
 
 
 def test_grid_shows_each_image_in_its_cell():

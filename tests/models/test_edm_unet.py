@@ -19,6 +19,10 @@ CASES = {case['id']: case for case in MANIFEST['cases']
          and NETWORKS[case['network']]['variant'] == 'edm' and case['precond'] == 'EDMPrecond'}
 
 
+# A network compiles for seconds and runs once: optimizing its machine code does not pay.
+quickly = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
 def network(case):
   """apply_features of a case."""
   settings = {setting: value for setting, value in NETWORKS[case['network']]['init_kwargs'].items()
@@ -50,7 +54,7 @@ def test_all_networks_of_the_reference_are_here():
 @pytest.mark.parametrize('name', CASES)
 def test_denoiser_in_64_bit(x64, name):
   features, arrays = denoiser(name, np.float64)
-  denoised, bottleneck = jax.jit(features)(jnp.asarray(arrays['x'], np.float64))
+  denoised, bottleneck = quickly(features)(jnp.asarray(arrays['x'], np.float64))
   np.testing.assert_allclose(denoised, arrays['D_f64'], rtol=1e-9, atol=1e-12)
   if 'bottleneck_channel_mean_f64' in arrays:
     np.testing.assert_allclose(bottleneck, arrays['bottleneck_channel_mean_f64'], rtol=1e-9,
@@ -61,7 +65,7 @@ def test_denoiser_in_64_bit(x64, name):
 @pytest.mark.parametrize('name', {case['network']: name for name, case in CASES.items()}.values())
 def test_denoiser_in_32_bit(name):
   features, arrays = denoiser(name, np.float32)
-  denoised, bottleneck = jax.jit(features)(jnp.asarray(arrays['x'], np.float32))
+  denoised, bottleneck = quickly(features)(jnp.asarray(arrays['x'], np.float32))
   # Another order of sums than the original's, in a network of the same conditioning.
   bound = 4 * CASES[name]['max_abs_float32_minus_float64']['D']
   assert abs(np.float64(denoised) - arrays['D_f64']).max() < bound
@@ -84,7 +88,7 @@ def test_gradients_in_the_input_and_in_parameters(dtype):
   apply, weights = network(case), ARRAYS[f'weights_{case["network"]}']
   with jax.enable_x64(dtype == np.float64):
     params = torch_layout.params(weights, dtype)
-    own_params, own_x = jax.jit(jax.grad(functools.partial(loss_of_gradients, apply), (0, 1)))(
+    own_params, own_x = quickly(jax.grad(functools.partial(loss_of_gradients, apply), (0, 1)))(
         params, jnp.asarray(arrays['x'], dtype),
         {name: arrays[name] for name in ('sigma', 'class_labels', 'target', 'loss_weight')})
   recorded = {field.removeprefix('gradp_f64:'): value for field, value in arrays.items()

@@ -1,0 +1,81 @@
+"""What is wrong with a command line, in one sentence each."""
+
+import difflib
+import pathlib
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_collections
+
+from samplers import checks
+
+
+def find_mode(name: str, modes: Mapping[str, str]) -> str:
+  """Returns the module of a mode, modes[name].
+
+  Raises:
+    ValueError: if there is no such mode, with the nearest.
+  """
+  return checks.lookup('--mode', name, modes)
+
+
+def find_problem(argv: Sequence[str]) -> str | None:
+  """Returns what is wrong with the file that --config names, None if it is there."""
+  for given in _values(argv, 'config'):
+    path = pathlib.Path(given.split(':')[0])  # A text after a colon is the file's own argument.
+    if not path.is_file():
+      what = 'a folder' if path.is_dir() else 'nothing'
+      return (f'--config: must be a Python file with get_config(), got {what} at {given!r}; '
+              'configs/default.py is one')
+  return None
+
+
+def explain(error: Exception, argv: Sequence[str], default: str) -> str:
+  """Returns what is wrong with the config or its overrides.
+
+  Args:
+    error: what reading them raised.
+    argv: the command line.
+    default: config file where none is given.
+  """
+  file, *_ = [*_values(argv, 'config'), default]
+  name, *argument = file.split(':', 1)
+  try:
+    fields = _fields(runpy.run_path(name)['get_config'](*argument))
+  except Exception as inside:  # A program of the user's: anything can go wrong in it.
+    return (f'--config: {name} must give a config by get_config(), got {type(inside).__name__}: '
+            f'{inside}; configs/default.py is an example')
+  known = set(fields)
+  for arg in argv:
+    field = arg.split('=')[0].removeprefix('--').removeprefix('-')
+    if field.startswith('config.') and field.removeprefix('config.') not in known:
+      return _unknown(field.removeprefix('config.'), known)
+  given = ' '.join(arg for arg in argv if arg.startswith('--config'))
+  return f'{given} does not fit: {error}; see configs/default.py for files, groups and fields'
+
+
+def _unknown(name, known):
+  """The sentence for an unknown field: the nearest by its whole name or by its last part."""
+  near = difflib.get_close_matches(name, known, 1)
+  if not near:
+    last_parts = {field.rsplit('.', 1)[-1]: field for field in known}
+    near = [last_parts[part] for part in
+            difflib.get_close_matches(name.rsplit('.', 1)[-1], last_parts, 1)]
+  hint = f'; did you mean {near[0]!r}?' if near else ';'
+  return f'unknown config field {name!r}{hint} configs/default.py explains all'
+
+
+def _values(argv, flag) -> Iterator[str]:
+  """Values of a flag, written as --flag=value or --flag value."""
+  for arg, following in zip(argv, [*argv[1:], ''], strict=True):
+    name, equals, value = arg.partition('=')
+    if name in (f'--{flag}', f'-{flag}'):
+      yield value if equals else following
+
+
+def _fields(config, above='') -> Iterator[str]:
+  """Names of all fields and groups, such as 'solver' and 'solver.name'."""
+  for name, value in config.items():
+    yield f'{above}{name}'
+    if isinstance(value, ml_collections.ConfigDict):
+      yield from _fields(value, f'{above}{name}.')

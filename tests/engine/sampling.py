@@ -1,0 +1,51 @@
+"""Small runs, and their samples before they become bytes."""
+
+import sys
+
+import jax
+import numpy as np
+
+from configs import default
+from engine import devices, generate, sampler, seeds as seeds_lib
+
+BATCH_SIZES = 1, 7, 64
+
+
+def get_plan(workdir, **overrides):
+  """Plans a small run of the exact model; fields as keywords, '__' for the dots."""
+  config = default.get_config()
+  fields = {'seeds': '0-4', 'batch_size': 4, 'model__name': 'digits_exact',
+            'solver__name': 'unipc', 'schedule__name': 'time_uniform', **overrides}
+  config.update_from_flattened_dict({name.replace('__', '.'): v for name, v in fields.items()})
+  return generate.plan(config, str(workdir))
+
+
+def samples(plan):
+  """Samples of all seeds of a plan, float32 (n, height, width, channels)."""
+  size = devices.share_of(plan.batch_size) * devices.count()
+  count = len(plan.results.seeds)
+  constants = devices.replicate(
+      sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0])))
+  program = sampler.program(plan.model.apply, plan.limit)
+  batches = []
+  for first in range(0, count, size):
+    indices = np.minimum(np.arange(first, first + size), count - 1)
+    seeds = plan.results.seeds[indices]
+    latents = seeds_lib.latents(seeds, plan.model.image_shape, plan.seeds_from)
+    inputs = sampler.Inputs(devices.split(seeds), latents, devices.split(plan.labels[indices]))
+    batches.append(devices.merge(program(constants, inputs)))
+  return np.concatenate(batches)[:count]
+
+
+def main(workdir, file, model):
+  """Saves samples of every batch size, from a solver with noise, named by batch size and share."""
+  arrays = {}
+  for batch_size in BATCH_SIZES:
+    plan = get_plan(workdir, seeds='0-15', batch_size=batch_size, model__name=model,
+                    solver__name='ddim', solver__eta=1.0, schedule__num_steps=4)
+    arrays[f'{batch_size} {devices.share_of(batch_size)}'] = samples(plan)
+  np.savez(file, devices=jax.local_device_count(), **arrays)
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
