@@ -83,5 +83,5 @@ def test_the_bundled_model_reports_its_range_and_its_data():
 
 
 def test_an_unknown_model_lists_those_there_are():
-  with pytest.raises(ValueError, match="model must be one of: digits_exact, got 'digit'"):
+  with pytest.raises(ValueError, match="unknown model 'digit'; did you mean digits"):
     models.load('digit')
