@@ -97,7 +97,8 @@ def begin(results: Results) -> bool:
     OSError: if a file cannot be read, written or removed.
   """
   folder = results.folder
-  image_folders = {path(results, seed).parent for seed in results.seeds.tolist()}
+  firsts = np.unique(results.seeds // _PER_FOLDER * _PER_FOLDER).tolist()
+  image_folders = {path(results, seed).parent for seed in firsts}
   for some in {folder, *image_folders}:
     files.remove_partial(some)
   manifest = identity.read_json(folder / _MANIFEST)

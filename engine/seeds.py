@@ -127,9 +127,7 @@ def labels(classes: np.ndarray | None, seeds: np.ndarray, num_classes: int,
     # In pieces, since the latents that come first are large.
     return np.concatenate([torch_rng.draw(some, shape, num_classes, _torch_device(source))[1]
                            for some in np.split(seeds, np.arange(256, len(seeds), 256))])
-  def draw(key):
-    return jax.random.randint(key, (), 0, num_classes, jnp.int32)
-  return np.asarray(jax.jit(lambda seeds: jax.vmap(draw)(keys(seeds, LABEL)))(seeds))
+  return np.asarray(_random_labels(seeds, num_classes))
 
 
 def latents(seeds: np.ndarray, shape: tuple[int, int, int], source: str) -> jax.Array:
@@ -146,6 +144,13 @@ def latents(seeds: np.ndarray, shape: tuple[int, int, int], source: str) -> jax.
   if source == 'jax':
     return _normal(shape)((), devices.split(seeds))
   return devices.split(torch_rng.draw(seeds, shape, 0, _torch_device(source))[0])
+
+
+@functools.partial(jax.jit, static_argnames='num_classes')
+def _random_labels(seeds, num_classes):
+  def draw(key):
+    return jax.random.randint(key, (), 0, num_classes, jnp.int32)
+  return jax.vmap(draw)(keys(seeds, LABEL))
 
 
 @functools.cache

@@ -57,22 +57,16 @@ def test_overrides_reach_the_files(tmp_path):
 @pytest.mark.parametrize('flags, message', [
     (['--mode=generat'], "unknown --mode 'generat'; did you mean generate? known: generate"),
     (['--config.solver.etta=1'], "unknown config field 'solver.etta'; did you mean 'solver.eta'?"),
-    (['--config.seeds.x=1'], "unknown config field 'seeds.x'; did you mean 'seeds'?"),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),
-    (['--config.seeds='], 'seeds: must be numbers and ranges separated by commas, such as'),
     (['--config.labels=10', '--config.model.name=digits_exact'],
      "labels: classes must be from 0 to 9, got 10 in '10'"),
-    (['--config.batch_size=-1'], 'config.batch_size: must be an integer from 1 to 65536, got -1'),
     (['--config.model.path=file'], 'load: '),
-    (['--config.model.name=digit'], "unknown config.model.name 'digit'; did you mean digits"),
     (['--config.solver=heun'], 'flag --config.solver=heun: is a group; set its fields, as in'),
     (['--config=nofile.py'], '--config: must be a Python file with get_config(), got nothing at'),
     (['--config=file'], '--config: file must give a config by get_config(), got SyntaxError'),
-    (['--confg=x'], "Unknown command line flag 'confg'. Did you mean: config"),
     (['word'], "takes flags only, got 'word'; a flag starts with --"),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
-    (['--workdir=/proc/x'], 'workdir: must be a folder that can be written to, got /proc/x'),
 ])
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, message):
   (tmp_path / 'file').write_text('no config')
@@ -94,12 +88,13 @@ def test_a_second_run_goes_on_or_is_refused(tmp_path):
 
 
 def test_no_room_is_one_line_and_nothing_half_written(tmp_path):
-  def limit():
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # Images fit, the grid does not.
   assert run_main(tmp_path, *SMALL, '--workdir=whole').returncode == 0  # Compiles.
-  result = subprocess.run([sys.executable, ROOT / 'main.py', *SMALL], cwd=tmp_path, check=False,
-                          capture_output=True, text=True, timeout=120, preexec_fn=limit)
+  # Images fit, the grid does not.
+  code = (f'import resource, runpy\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n'
+          f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")')
+  result = subprocess.run([sys.executable, '-c', code, *SMALL], cwd=tmp_path, check=False,
+                          capture_output=True, text=True, timeout=120,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)})
   assert (result.returncode, result.stdout) == (1, '')
   assert result.stderr == (
       'main.py: files: out/grid.png must be writable, got File too large; make room or choose '
@@ -152,13 +147,14 @@ def test_a_terminal_shows_images_per_second_unless_quiet(tmp_path):
 def test_compiled_programs_are_kept_for_the_user_alone_unless_switched_off(tmp_path):
   environment = {'XDG_CACHE_HOME': str(tmp_path), 'JAX_COMPILATION_CACHE_DIR': ''}
   kept = tmp_path / 'fewstep'
-  assert run_main(tmp_path, *SMALL, '--nocompilation_cache', **environment).stderr == ''
-  assert not kept.exists()
-  assert run_main(tmp_path, *SMALL, '--workdir=a', **environment).stderr == ''
+  assert run_main(tmp_path, *SMALL, **environment).stderr == ''
   assert stat.S_IMODE(kept.stat().st_mode) == 0o700 and list(kept.iterdir())
   before = sorted(kept.iterdir())
-  assert run_main(tmp_path, *SMALL, '--workdir=b', **environment).stderr == ''
+  assert run_main(tmp_path, *SMALL, '--workdir=again', **environment).stderr == ''
   assert sorted(kept.iterdir()) == before  # Everything was there.
+  environment['XDG_CACHE_HOME'] = str(tmp_path / 'other')
+  result = run_main(tmp_path, *SMALL, '--nocompilation_cache', **environment)
+  assert result.stdout.startswith('nothing to do') and not (tmp_path / 'other').exists()
 
 
 def test_main_is_short():

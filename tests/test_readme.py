@@ -1,32 +1,96 @@
 """What the README says is so."""
 
+import functools
+import importlib
+import json
 import pathlib
 import re
+import runpy
 import shlex
+import shutil
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import main
+import models
 import samplers
 from configs import default
-from engine import generate
 
-README = (pathlib.Path(__file__).parent.parent / 'README.md').read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+COMMANDS = re.findall(r'^python main.py (.*)$', README, re.MULTILINE)
 
 
-def test_python_example_samples_digits():
-  code, = re.findall(r'```python\n(import jax\n.*?)```', README, re.DOTALL)
+def example(start):
+  """The one Python example that starts so."""
+  code, = re.findall(rf'```python\n({re.escape(start)}.*?)```', README, re.DOTALL)
+  return code
+
+
+def test_links_and_installed_files_exist():
+  links = re.findall(r'\]\(([^)#]+)', README)
+  files = [*links, *re.findall(r'requirements[\w-]*\.txt', README)]
+  assert len(links) > 8 and [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_test_command_is_what_a_fresh_environment_runs():
+  command, = re.findall(r'^(python3 -m venv .* -m pytest)$', README, re.MULTILINE)
+  assert command in (ROOT / '.ci' / 'run').read_text().splitlines()
+
+
+def test_quick_start_tells_the_default():
+  config = default.get_config()
+  steps, solver = re.search(r'with (\d+) evaluations each \(.*`(\w+)`\)', README).groups()
+  sigmas = samplers.schedule(config.schedule.name, config.schedule.num_steps, 0.002, 80.0)
+  assert samplers.make(config.solver.name, sigmas).nfe == int(steps)
+  assert (config.solver.name, config.model.name) == (solver, 'digits')
+
+
+def test_a_function_of_the_user_is_sampled_in_ten_lines():
+  code = example('import jax, samplers\n')
+  assert len([line for line in code.splitlines() if line]) <= 10
   names = {}
   exec(code, names)
-  assert names['table'].nfe == 8
-  assert names['images'].shape == (4, 8, 8, 3) and abs(names['images']).max() < 1.3
+  # Of data N(0.3, 0.2^2) the ODE is solved exactly.
+  ratio = np.sqrt((0.2**2 + 0.002**2) / (0.2**2 + 80.0**2))
+  exact = 0.3 + ratio * (np.asarray(names['x']) - 0.3)
+  assert names['images'].shape == (16, 32, 32, 3) and names['table'].nfe == 20
+  np.testing.assert_allclose(names['images'], exact, atol=0.002)
+
+
+def test_example_of_a_bundled_model_samples_the_classes_asked_for():
+  names = {}
+  exec(example('import jax\nimport models'), names)
+  assert names['images'].shape == (10, 8, 8, 3) and abs(names['images']).max() < 1.3
+  assert (jnp.argmax(names['log_p'], axis=1) == names['labels']).all()
+
+
+def test_distances_are_those_of_the_benchmark():
+  report = (ROOT / 'benchmarks' / 'README.md').read_text()
+  measured = [re.search(rf'^\| {row} \| polynomial \| {nfe} \| (.*?) \|', report, re.MULTILINE)[1]
+              for row, nfe in (('dpmpp', 8), ('heun', 36), ('exact denoiser, heun', 36))]
+  told = re.search(r'distance of ([\d.]+) to .*?36 has ([\d.]+); .* leaves ([\d.]+)\.\n', README,
+                   re.DOTALL).groups()
+  assert list(told) == measured
+
+
+def test_table_of_bundled_models_is_complete():
+  listed = dict(re.findall(r'^\| `(\w+)` \| .* \| ([\d,]+|none) \|$', README, re.MULTILINE))
+  assert set(listed) == {*models.BUNDLED, *models.BUNDLED_CLASSIFIERS}
+  for name, count in listed.items():
+    if count != 'none':
+      load = models.load if name in models.BUNDLED else models.load_classifier
+      params = jax.tree.leaves(load(name).params)
+      assert sum(array.size for array in params) == int(count.replace(',', '')), name
 
 
 def test_example_of_a_solver_is_a_solver():
-  code, = re.findall(r'```python\n@registry.register\n(def euler.*?)```', README, re.DOTALL)
   names = {'np': samplers.registry.np, 'Row': samplers.table.Row,
            'assemble': samplers.table.assemble}
-  exec(code, names)
+  exec(example('@registry.register').replace('@registry.register\n', ''), names)
   ours, theirs = names['euler']([3.0, 1.0, 0.0]), samplers.make('euler', [3.0, 1.0, 0.0])
   assert (ours.mix == theirs.mix).all()
 
@@ -44,20 +108,38 @@ def test_solver_table_names_every_solver_option_and_default():
     assert own - set(re.findall(r'`(\w+)=', text)) <= {'sigma_min', 'sigma_max', 'epsilon_s'}, name
 
 
-@pytest.mark.parametrize('line', re.findall(r'^python main.py (.*)$', README, re.MULTILINE))
-def test_command_lines_make_a_plan(line, tmp_path):
-  config = default.get_config()
-  flags = dict(word.removeprefix('--').split('=', 1) for word in shlex.split(line))
-  for name, value in flags.items():
+def test_command_lines_do_not_meet_in_one_workdir():
+  workdirs = re.findall(r'--workdir=(\S+)', '\n'.join(COMMANDS))
+  assert len(set(workdirs)) == len(COMMANDS) > 5 and 'out' not in workdirs
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
+  # The files that the lines speak of.
+  np.savez(tmp_path / 'images.npz', np.zeros((16, 8, 8, 3), np.uint8), np.arange(16) % 4)
+  shutil.copytree(models.model.ASSETS / 'digits', tmp_path / 'made' / 'model')
+  monkeypatch.chdir(tmp_path)
+  given = dict(word.removeprefix('--').partition('=')[::2] for word in shlex.split(line))
+  file = given.pop('config', 'configs/default.py')
+  config = runpy.run_path(str(ROOT / file))['get_config']()
+  for name, value in given.items():
     if name.startswith('config.'):
-      field = name.removeprefix('config.')
-      kind = config.get_type(field) if '.' not in field else _group(config, field)
-      config.update_from_flattened_dict({field: kind(value)})
-  plan = generate.plan(config, str(tmp_path))
-  assert plan.table.nfe > 0
-  assert jax.tree.leaves(plan.table)
+      *groups, field = name.removeprefix('config.').split('.')
+      group = functools.reduce(getattr, groups, config)
+      setattr(group, field, group.get_type(field)(value.replace('mine/', 'made/')))
+  mode = given.get('mode', 'generate')
+  plan = importlib.import_module(main.MODES[mode]).plan(config, given['workdir'])
+  if mode == 'generate':
+    assert plan.table.nfe > 0
+  elif 'config.train.data' not in given:  # What it would make is what comes with the project.
+    text = (models.model.ASSETS / pathlib.Path(file).stem / 'config.json').read_text()
+    stored = json.loads(text)
+    assert stored['source'] == json.loads(json.dumps({'trained': plan.identity}))
+    assert {field: stored[field] for field in plan.model} == plan.model
 
 
-def _group(config, field):
-  group, name = field.rsplit('.', 1)
-  return config[group].get_type(name)
+def test_figures_are_those_of_the_benchmark():
+  page = (ROOT / 'benchmarks' / 'README.md').read_text()
+  for row, figure in (('| dpmpp | polynomial | 8 |', '7.4'), ('| heun | polynomial | 36 |', '7.2'),
+                      ('| exact denoiser, heun | polynomial | 36 |', '10.0')):
+    assert f'{row} {figure} |' in page and figure in README

@@ -9,26 +9,25 @@ import sys
 import numpy as np
 import pytest
 
-from configs import default
 from engine import devices
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
-# Another share sums in another order. The solver carries the rounding of float32 along: 1e-5 is
-# usual for samples in [-1, 1], and a noisy step may magnify it where a digit is still undecided.
-BOUND = 1e-3
+# Another share sums in another order, and the solver carries the rounding of float32 along. The
+# samples are of size 1; some 2e-6 was seen.
+BOUND = 2e-5
 
 
-@pytest.fixture(scope='module', params=sorted({'digits_exact', default.MODEL}))
-def runs(request, tmp_path_factory):
-  """Samples of seeds 0-15 by (devices, batch size, share), with a solver that adds noise."""
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Samples of seeds 0-15 by (devices, batch size, share): a network, a solver with noise."""
   folder, started = tmp_path_factory.mktemp('devices'), []
   for count in (1, 2, 8):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT),
                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
     started.append(subprocess.Popen(
         [sys.executable, '-W', 'error', '-m', 'tests.engine.sampling', folder / 'out',
-         folder / f'{count}.npz', request.param], cwd=ROOT, env=environment))
+         folder / f'{count}.npz'], cwd=ROOT, env=environment))
   assert [process.wait(timeout=240) for process in started] == [0, 0, 0]
   found = {}
   for count in (1, 2, 8):
@@ -42,7 +41,8 @@ def runs(request, tmp_path_factory):
 def test_every_combination_was_run(runs):
   assert len(runs) == 9
   assert {share for _, _, share in runs} == {1, 4, 7, 8, 32, 64}
-  assert all(samples.shape[0] == 16 and np.isfinite(samples).all() for samples in runs.values())
+  for samples in runs.values():
+    assert samples.shape == (16, 8, 8, 3) and 0.1 < np.abs(samples).max() < 10
 
 
 def test_samples_are_the_same_bit_for_bit_where_the_share_of_a_device_is(runs):

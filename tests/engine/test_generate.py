@@ -63,8 +63,7 @@ def test_manifest_tells_the_whole_run(tmp_path):
   assert manifest['images_per_second'] > 0
 
 
-@pytest.mark.parametrize('solver', [{'solver__name': 'dpmpp'},
-                                    {'solver__name': 'ddim', 'solver__eta': 1.0}])
+@pytest.mark.parametrize('solver', [{}, {'solver__name': 'ddim', 'solver__eta': 1.0}])
 def test_an_image_depends_on_its_seed_alone(tmp_path, solver):
   whole = samples(get_plan(tmp_path, seeds='0-15', batch_size=16, **solver))
   # Bit for bit at any place in a batch of the same size, whatever else is in it.
@@ -76,11 +75,11 @@ def test_an_image_depends_on_its_seed_alone(tmp_path, solver):
 
 
 def test_files_do_not_depend_on_the_batch_size(tmp_path):
-  plans = [get_plan(tmp_path / str(size), batch_size=size) for size in (1, 4)]
+  plans = [get_plan(tmp_path / str(size), batch_size=size) for size in (4, 16)]
   for plan in plans:
     generate.run(plan)
-  one, four = (read(plan).astype(int) for plan in plans)
-  assert np.abs(one - four).max() <= 1  # Where rounding crosses a step of 1 / 127.5.
+  small, large = (read(plan).astype(int) for plan in plans)
+  assert np.abs(small - large).max() <= 1  # Where rounding crosses a step of 1 / 127.5.
 
 
 def test_samples_are_digits_of_their_class(tmp_path):
@@ -105,11 +104,10 @@ def test_a_run_starts_from_the_latents_of_who_is_asked(tmp_path, source):
 
 def test_batches_and_grids_share_one_compiled_program(tmp_path):
   count = []
-  def apply(*arguments):
+  def apply(params, x, sigma, labels):
     count.append(1)
-    return denoise(*arguments)
+    return 0.5 * x
   plan = get_plan(tmp_path / 'a', batch_size=2)  # Three batches.
-  denoise = plan.model.apply
   generate.run(with_apply(plan, apply))
   once = len(count)
   generate.run(with_apply(get_plan(
