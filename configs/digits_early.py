@@ -4,7 +4,7 @@
 
 Its levels end at sigma = 1, where digits are half hidden: sampling starts there, from another
 generator's images with that noise (ES-DDPM, Lyu et al. 2022, arXiv:2205.12524). What is left to
-learn is local, so that a third of the parameters will do.
+learn is local, so that 41 % of the parameters will do.
 """
 
 import ml_collections

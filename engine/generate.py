@@ -76,6 +76,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
       else than a run of this config.
   """
   given = _given(config.to_dict())
+  given.pop('train', None)  # Of another job.
   batch_size = _within('batch_size', config.batch_size, 1, 2**16)
   grid = {name: _within(f'output.grid.{name}', config.output.grid[name], least, most)
           for name, (least, most) in _GRID.items()}

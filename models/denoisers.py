@@ -35,8 +35,11 @@ def edm(sigma: jax.Array, sigma_data: float = 0.5) -> Coefficients:
     The Coefficients.
   """
   total = sigma**2 + sigma_data**2
-  return Coefficients(c_skip=sigma_data**2 / total, c_out=sigma * sigma_data / jnp.sqrt(total),
-                      c_in=1 / jnp.sqrt(total), c_noise=jnp.log(sigma) / 4)
+  # XLA makes this of 1 / sqrt, or not, depending on what is around it: an image would depend, in
+  # its last digits, on the number of devices.
+  c_in = jax.lax.rsqrt(total)
+  return Coefficients(c_skip=sigma_data**2 / total, c_out=sigma * sigma_data * c_in, c_in=c_in,
+                      c_noise=jnp.log(sigma) / 4)
 
 
 PRECONDITIONING = MappingProxyType({'edm': edm})
