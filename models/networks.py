@@ -20,6 +20,9 @@ NETWORKS = MappingProxyType({'song_unet': edm_unet.SongUNet,
                              'noise_classifier': classifier_lib.NoiseClassifier})
 """Name -> Flax module; its attributes are the settings."""
 
+_CHOICES = {'embedding_type': ('positional', 'fourier'),
+            'encoder_type': ('standard', 'residual', 'skip'), 'decoder_type': ('standard', 'skip')}
+
 
 def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
   """Builds a network from plain values.
@@ -32,8 +35,8 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
     The module, without parameters.
 
   Raises:
-    ValueError: if the name or a setting is unknown, a setting is missing, or the channels of a
-      level do not divide into groups.
+    ValueError: if the name or a setting is unknown, a setting is missing or out of range, the
+      channels of a level do not divide into groups, or the side does not halve often enough.
   """
   module = checks.lookup('network', name, NETWORKS)
   fields = {field.name: field for field in dataclasses.fields(module)
@@ -46,6 +49,8 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
       raise ValueError(f'{name}: setting {field.name} must be given, got none; add it')
   values = {setting: tuple(value) if isinstance(value, list) else value
             for setting, value in settings.items()}
+  for setting, value in values.items():
+    _check(name, setting, value, fields[setting].type)
   network = module(**values)
   for mult in network.channel_mult:
     channels = network.model_channels * mult
@@ -53,7 +58,33 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
       raise ValueError(f'{name}: channels of a level must be a multiple of 4, and of 32 above 128, '
                        f'got {channels} (model_channels {network.model_channels} times {mult}); '
                        'choose other multipliers')
+  side, factor = getattr(network, 'img_resolution', 0), 2**(len(network.channel_mult) - 1)
+  if side % factor:
+    raise ValueError(f'{name}: img_resolution must be a multiple of {factor}, as each of the '
+                     f'{len(network.channel_mult)} levels but the first halves it, got {side}; '
+                     'take fewer multipliers')
   return network
+
+
+def _check(name, setting, value, kind):
+  """Raises ValueError unless a setting has the type and range of its kind."""
+  if setting in _CHOICES:
+    checks.check_choice(name, setting, value, _CHOICES[setting])
+    return
+  least = 0 if setting in ('label_dim', 'augment_dim', 'attn_resolutions') else 1
+  if kind is float:
+    good, rule = 0 <= checks.to_number(value) < 1, 'from 0 to below 1'
+  elif kind is int:
+    good, rule = checks.is_integer(value) and value >= least, f'an integer of {least} or more'
+  else:
+    whole = kind == tuple[int, ...]
+    good = isinstance(value, tuple) and (len(value) >= least) and all(
+        (checks.is_integer(one) and one >= 1) if whole else checks.to_number(one) > 0
+        for one in value)
+    rule = f'a list of {"integers of 1 or more" if whole else "numbers above 0"}'
+  if not good:
+    raise ValueError(f'{name}: {setting} must be {rule}, got {value!r}; see the attributes of '
+                     f'{NETWORKS[name].__name__}')
 
 
 @functools.cache

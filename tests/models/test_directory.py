@@ -126,6 +126,24 @@ def test_config_that_does_not_fit(saved, fields, match):
     models.load(saved)
 
 
+@pytest.mark.parametrize('setting, value, match', [
+    ('channel_mult', [1, 'x'], r"channel_mult must be a list of integers of 1 or more, got \(1, "),
+    ('channel_mult', [1, 0], 'channel_mult must be a list of integers of 1 or more'),
+    ('channel_mult', [], 'channel_mult must be a list of integers of 1 or more'),
+    ('channel_mult', 2, 'channel_mult must be a list of integers of 1 or more, got 2'),
+    ('channel_mult', [1, 1, 1, 1], 'img_resolution must be a multiple of 8, as each of the 4 le'),
+    ('model_channels', -4, 'model_channels must be an integer of 1 or more, got -4'),
+    ('num_blocks', 0, 'num_blocks must be an integer of 1 or more, got 0'),
+    ('label_dim', -1, 'label_dim must be an integer of 0 or more'),
+    ('dropout', 1.5, 'dropout must be from 0 to below 1, got 1.5'),
+    ('embedding_type', 'fourir', "unknown embedding_type 'fourir'; did you mean fourier"),
+    ('resample_filter', [1, -1], 'resample_filter must be a list of numbers above 0'),
+])
+def test_settings_out_of_range(setting, value, match):
+  with pytest.raises(ValueError, match=f'song_unet: {match}'):
+    networks.build('song_unet', {**SETTINGS, setting: value})
+
+
 def test_incomplete_config_names_the_fields(saved):
   config = json.loads((saved / 'config.json').read_text())
   del config['sigma_max'], config['num_classes']
