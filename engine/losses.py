@@ -37,7 +37,7 @@ def draw_sigma(key: jax.Array, count: int, P_mean: float, P_std: float,
   return sigma if sigma_max is None else jnp.minimum(sigma, sigma_max)
 
 
-def denoising(apply: Callable[..., tuple[jax.Array, jax.Array]], sigma_data: float) -> Callable:
+def denoising(apply: Callable[..., tuple[jax.Array, ...]], sigma_data: float) -> Callable:
   """Returns EDM's loss: the weighted squared error of D, mean over pixels and samples.
 
     (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 |D(x0 + sigma z; sigma) - x0|^2
@@ -45,14 +45,14 @@ def denoising(apply: Callable[..., tuple[jax.Array, jax.Array]], sigma_data: flo
   Source: Karras et al. 2022, Eq. 2 and 8, weight of Table 1.
 
   Args:
-    apply: apply(params, x, sigma, labels, **call) -> (denoised, features).
+    apply: apply(params, x, sigma, labels, **call) -> (denoised, ...).
     sigma_data: standard deviation of the data.
 
   Returns:
     loss(params, x0, labels, sigma, z, **call) -> per sample, (batch,).
   """
   def loss(params, x0, labels, sigma, z, **call):
-    denoised, _ = apply(params, x0 + sigma[:, None, None, None] * z, sigma, labels, **call)
+    denoised, *_ = apply(params, x0 + sigma[:, None, None, None] * z, sigma, labels, **call)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data)**2
     return weight * jnp.mean((denoised - x0)**2, axis=(1, 2, 3))
   return loss

@@ -49,6 +49,6 @@ class NoiseClassifier(nn.Module):
       for i in range(self.num_blocks):
         down = level > 0 and i == 0
         h = layers.UNetBlock(channels, down=down, dropout=self.dropout, skip_scale=0.5**0.5,
-                             name=f'level{level}_block{i}')(h, emb, train)
+                             name=f'level{level}_block{i}')(h, emb, train=train)
     h = nn.silu(layers.GroupNorm(name='norm')(h)).mean((1, 2))
     return layers.Dense(self.label_dim, name='logits')(h)

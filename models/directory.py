@@ -84,7 +84,7 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   if not path.is_dir():
     what = 'a file' if path.exists() else 'nothing'
     raise ValueError(f'load: model must be a folder with config.json and {_PARAMS}/, got {what} at '
-                     f'{path}; --mode=train makes one')
+                     f'{path}; --mode=train and --mode=convert make one')
   try:
     config = json.loads((path / 'config.json').read_text())
   except FileNotFoundError:
@@ -107,16 +107,18 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   return config
 
 
-def read_params(directory: str | os.PathLike, like: Any, sha256: str) -> Any:
+def read_params(directory: str | os.PathLike, like: Any, sha256: str,
+                dtype: str = 'float32') -> Any:
   """Reads the parameters.
 
   Args:
     directory: a model directory.
     like: pytree of arrays or shapes that the network needs.
     sha256: of config.json.
+    dtype: that they are cast to, one of DTYPES.
 
   Returns:
-    Parameters like `like`, np.float32.
+    Parameters like `like`, NumPy arrays of this type.
 
   Raises:
     ValueError: if they are missing or damaged, or their names, shapes or hash are not as expected;
@@ -144,7 +146,11 @@ def read_params(directory: str | os.PathLike, like: Any, sha256: str) -> Any:
   if digest(params) != sha256:
     raise ValueError(f'load: parameters in {path} must have SHA-256 {sha256[:12]}..., got '
                      f'{digest(params)[:12]}...; make the model again')
-  return jax.tree.map(lambda value: value.astype(np.float32), params)
+  leaves, tree = jax.tree.flatten(params)
+  del params
+  for i, value in enumerate(leaves):  # One at a time: no second copy of all.
+    leaves[i] = value.astype(dtype, copy=False)
+  return jax.tree.unflatten(tree, leaves)
 
 
 def digest(params: Any) -> str:
@@ -152,7 +158,7 @@ def digest(params: Any) -> str:
   total = hashlib.sha256()
   for name, value in sorted(flax.traverse_util.flatten_dict(params, sep='.').items()):
     total.update(f'{name} {value.dtype} {value.shape}\n'.encode())
-    total.update(np.ascontiguousarray(value).tobytes())
+    total.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
   return total.hexdigest()
 
 

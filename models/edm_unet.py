@@ -36,6 +36,7 @@ class SongUNet(nn.Module):
       learned chain) or 'skip' (through a learned kernel of its own).
     decoder_type: 'standard' or 'skip' (every level adds to an image).
     resample_filter: taps of the resampling filter along one axis.
+    step_condition: blocks also read an embedding of the number of steps (SFD).
   """
 
   img_resolution: int
@@ -53,10 +54,12 @@ class SongUNet(nn.Module):
   encoder_type: str = 'standard'
   decoder_type: str = 'standard'
   resample_filter: tuple[float, ...] = (1, 1)
+  step_condition: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, c_noise: jax.Array, class_labels: jax.Array | None = None,
                augment_labels: jax.Array | None = None, train: bool = False,
+               step_condition: jax.Array | None = None, skip_tuning: bool = False,
                ) -> tuple[jax.Array, jax.Array]:
     """Evaluates the network.
 
@@ -67,37 +70,57 @@ class SongUNet(nn.Module):
         without a class. Ignored by a network without classes.
       augment_labels: (batch, augment_dim); None: not augmented.
       train: with dropout, from the stream 'dropout'.
+      step_condition: number of grid points of the sampler, a scalar or (batch,); None: without.
+      skip_tuning: weigh the skips, see layers.skip_weight.
 
     Returns:
       (F, features): (batch, side, side, out_channels), and the bottleneck that learned solvers
       read, the mean over channels of the last encoder block at resolution 8, or at the lowest
       resolution of a network that has no 8: (batch, h, w).
     """
-    emb = self._embed(c_noise, class_labels, augment_labels)
-    h, skips, features = self._encode(x, emb, train)
-    return self._decode(h, skips, emb, train), features
+    embs = (self._embed(c_noise, class_labels, augment_labels),
+            self._embed_steps(step_condition, c_noise))
+    h, skips, features = self._encode(x, embs, train)
+    return self._decode(h, skips, embs, train, skip_tuning), features
 
-  def _embed(self, c_noise, class_labels, augment_labels):
-    def dense(features, name, **options):
-      return layers.Dense(features, name=name, **options)
+  def _embed_number(self, number, name):
+    """[sin, cos] of a number, (batch, size)."""
     size = self.model_channels * self.channel_mult_noise
     if self.embedding_type == 'fourier':
-      embedding = layers.FourierEmbedding(size, name='map_noise')(c_noise)
+      embedding = layers.FourierEmbedding(size, name=name)(number)
     else:
-      embedding = layers.positional_embedding(c_noise, size, endpoint=True)
-    emb = jnp.concatenate(jnp.split(embedding, 2, axis=-1)[::-1], axis=-1)  # [sin, cos].
+      embedding = layers.positional_embedding(number, size, endpoint=True)
+    return jnp.concatenate(jnp.split(embedding, 2, axis=-1)[::-1], axis=-1)
+
+  def _map(self, emb, prefix):
+    """The two layers that end every embedding."""
+    size = self.model_channels * self.channel_mult_emb
+    for i in range(2):
+      emb = nn.silu(layers.Dense(size, name=f'{prefix}_layer{i}')(emb))
+    return emb
+
+  def _embed(self, c_noise, class_labels, augment_labels):
+    emb = self._embed_number(c_noise, 'map_noise')
+    size = emb.shape[-1]
     if self.label_dim:
       if class_labels is None:
         class_labels = jnp.zeros((len(c_noise), self.label_dim), emb.dtype)
       scale = np.asarray(np.sqrt(self.label_dim), emb.dtype)  # One-hot vectors of unit variance.
-      emb = emb + dense(size, 'map_label')(class_labels.astype(emb.dtype) * scale)
+      emb = emb + layers.Dense(size, name='map_label')(class_labels.astype(emb.dtype) * scale)
     if self.augment_dim:
       if augment_labels is None:
         augment_labels = jnp.zeros((len(c_noise), self.augment_dim), emb.dtype)
-      emb = emb + dense(size, 'map_augment', use_bias=False)(augment_labels.astype(emb.dtype))
-    size = self.model_channels * self.channel_mult_emb
-    emb = nn.silu(dense(size, 'map_layer0')(emb))
-    return nn.silu(dense(size, 'map_layer1')(emb))
+      augment = layers.Dense(size, use_bias=False, name='map_augment')
+      emb = emb + augment(augment_labels.astype(emb.dtype))
+    return self._map(emb, 'map')
+
+  def _embed_steps(self, steps, c_noise):
+    """The embedding of the number of steps, None without."""
+    if steps is None and not (self.step_condition and self.is_initializing()):
+      return None
+    steps = jnp.asarray(0 if steps is None else steps).astype(c_noise.dtype)
+    return self._map(self._embed_number(jnp.broadcast_to(steps, c_noise.shape), 'map_step'),
+                     'map_step')
 
   def _block(self, name, features, attention=False, **resampling):
     return layers.UNetBlock(
@@ -111,7 +134,7 @@ class SongUNet(nn.Module):
     return [(level, self.img_resolution >> level, self.model_channels * mult)
             for level, mult in enumerate(self.channel_mult)]
 
-  def _encode(self, x, emb, train):
+  def _encode(self, x, embs, train):
     aux, skips, features = x, [], None
     hooked = 8 if any(side == 8 for _, side, _ in self._levels()) else self._levels()[-1][1]
     half = np.asarray(np.sqrt(0.5), x.dtype)
@@ -121,13 +144,14 @@ class SongUNet(nn.Module):
       if level == 0:
         h = layers.Conv(self.model_channels, name=f'{name}_conv')(h)
       else:
-        h = self._block(f'{name}_down', h.shape[-1], down=True)(h, emb, train)
+        h = self._block(f'{name}_down', h.shape[-1], down=True)(h, *embs, train)
       skips.append(h)
       if level and self.encoder_type != 'standard':
         aux, h = self._auxiliary(name, aux, h, half)
         skips[-1] = h
       for i in range(self.num_blocks):
-        h = self._block(f'{name}_block{i}', channels, side in self.attn_resolutions)(h, emb, train)
+        attention = side in self.attn_resolutions
+        h = self._block(f'{name}_block{i}', channels, attention)(h, *embs, train)
         skips.append(h)
       if side == hooked:
         features = h.mean(-1)
@@ -143,19 +167,22 @@ class SongUNet(nn.Module):
     h = (h + residual) * half
     return h, h
 
-  def _decode(self, h, skips, emb, train):
-    aux = None
+  def _decode(self, h, skips, embs, train, skip_tuning):
+    count, aux = len(skips), None
     for level, side, channels in reversed(self._levels()):
       name = f'dec_{side}x{side}'
       if level == len(self.channel_mult) - 1:
-        h = self._block(f'{name}_in0', channels, attention=True)(h, emb, train)
-        h = self._block(f'{name}_in1', channels)(h, emb, train)
+        h = self._block(f'{name}_in0', channels, attention=True)(h, *embs, train)
+        h = self._block(f'{name}_in1', channels)(h, *embs, train)
       else:
-        h = self._block(f'{name}_up', h.shape[-1], up=True)(h, emb, train)
+        h = self._block(f'{name}_up', h.shape[-1], up=True)(h, *embs, train)
       for i in range(self.num_blocks + 1):
         attention = i == self.num_blocks and side in self.attn_resolutions
-        h = jnp.concatenate([h, skips.pop()], axis=-1)
-        h = self._block(f'{name}_block{i}', channels, attention)(h, emb, train)
+        skip = skips.pop()
+        if skip_tuning:
+          skip = skip * np.asarray(layers.skip_weight(count - len(skips) - 1, count), skip.dtype)
+        h = jnp.concatenate([h, skip], axis=-1)
+        h = self._block(f'{name}_block{i}', channels, attention)(h, *embs, train)
       if self.decoder_type == 'skip' or level == 0:
         if aux is not None:
           aux = layers.resample(aux, self.resample_filter, up=True)

@@ -64,6 +64,7 @@ class Conv(nn.Module):
     taps: of the resampling filter along one axis.
     fused: the learned kernel and the filter share their padding and, down, swap their order: what
       comes of running them as one (EDM, Karras et al. 2022, arXiv:2206.00364, App. C.2).
+    stride: 2 keeps every second pixel of what the learned kernel gives.
     use_bias: add a learned bias.
     init: initializer of the kernel.
   """
@@ -74,6 +75,7 @@ class Conv(nn.Module):
   down: bool = False
   taps: tuple[float, ...] = (1, 1)
   fused: bool = False
+  stride: int = 1
   use_bias: bool = True
   init: Initializer = xavier()
 
@@ -89,7 +91,7 @@ class Conv(nn.Module):
     if fused and resampled:
       own = max(own - other, 0) if self.up else own + other
     kernel = self.param('kernel', self.init, (self.kernel, self.kernel, x.shape[-1], self.features))
-    x = lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), [(own, own)] * 2,
+    x = lax.conv_general_dilated(x, kernel.astype(x.dtype), (self.stride,) * 2, [(own, own)] * 2,
                                  dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     if fused and self.down:
       x = resample(x, self.taps, pad=0)
@@ -125,19 +127,19 @@ class Dense(nn.Module):
 class GroupNorm(nn.Module):
   """Group normalization over space and the channels of a group, with biased variance.
 
-  The number of groups is min(32, channels // 4), EDM's rule.
-
   Attributes:
     epsilon: added to the variance.
+    groups: number of groups; 0: min(32, channels // 4), EDM's rule.
   """
 
   epsilon: float = 1e-5
+  groups: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns an array like x, (batch, height, width, channels)."""
     channels = x.shape[-1]
-    groups = min(32, channels // 4)
+    groups = self.groups or min(32, channels // 4)
     def mean(values):  # Space first: channels lie side by side in memory.
       means = values.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1, keepdims=True)
       return jnp.broadcast_to(means, (*means.shape[:2], channels // groups)).reshape(
@@ -153,7 +155,8 @@ class GroupNorm(nn.Module):
 def attention(qkv: jax.Array, heads: int) -> jax.Array:
   """Attends from every pixel to every pixel; EDM's order of channels.
 
-  The 3C channels are (head, channel of the head, q or k or v): the three lie innermost.
+  The 3C channels are (head, channel of the head, q or k or v): the three lie innermost. Other
+  orders are a permutation of the layer before, which conversion makes.
 
   Args:
     qkv: (batch, height, width, 3 * channels).
@@ -213,6 +216,7 @@ class UNetBlock(nn.Module):
 
     h = conv0(silu(norm0(x))), with the resampling
     h = silu(norm1(h + p)), or silu(norm1(h) (1 + scale) + shift) if adaptive; p = affine(emb)
+      (with a second embedding p + p_step, or the same scale and shift again)
     h = (conv1(dropout(h)) + skip(x)) * skip_scale
     h = (proj(attention(qkv(norm2(h)))) + h) * skip_scale, if heads
 
@@ -227,6 +231,7 @@ class UNetBlock(nn.Module):
     dropout: share of channels' values dropped in training.
     skip_scale: factor of both sums.
     epsilon: of the norms.
+    groups: of the norms, see GroupNorm.
     resample_proj: a resampled skip has a learned 1x1 kernel even if channels agree.
     adaptive_scale: the embedding scales too.
     init: initializer of the learned kernels.
@@ -242,6 +247,7 @@ class UNetBlock(nn.Module):
   dropout: float = 0.0
   skip_scale: float = 1.0
   epsilon: float = 1e-5
+  groups: int = 0
   resample_proj: bool = False
   adaptive_scale: bool = True
   init: Initializer = xavier()
@@ -249,20 +255,28 @@ class UNetBlock(nn.Module):
   init_attention: Initializer = xavier()
 
   @nn.compact
-  def __call__(self, x: jax.Array, emb: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, emb: jax.Array, emb_step: jax.Array | None = None,
+               train: bool = False) -> jax.Array:
     """Maps images (batch, height, width, channels) and embeddings (batch, size) to images."""
     resampling = {'up': self.up, 'down': self.down, 'taps': self.taps}
     def norm(name):
-      return GroupNorm(self.epsilon, name=name)
+      return GroupNorm(self.epsilon, self.groups, name=name)
+    def affine(name, emb):
+      p = Dense(self.features * (1 + self.adaptive_scale), init=self.init, name=name)(emb)
+      return p[:, None, None].astype(x.dtype)
     h = nn.silu(norm('norm0')(x))
     h = Conv(self.features, **resampling, init=self.init, name='conv0')(h)
-    p = Dense(self.features * (1 + self.adaptive_scale), init=self.init, name='affine')(emb)
-    p = p[:, None, None]
+    embedded = [affine('affine', emb)]
+    if emb_step is not None:
+      embedded.append(affine('affine_step', emb_step))
     if self.adaptive_scale:
-      scale, shift = jnp.split(p, 2, axis=-1)
-      h = nn.silu(norm('norm1')(h) * (1 + scale) + shift)
+      h = norm('norm1')(h)
+      for p in embedded:
+        scale, shift = jnp.split(p, 2, axis=-1)
+        h = h * (1 + scale) + shift
+      h = nn.silu(h)
     else:
-      h = nn.silu(norm('norm1')(h + p))
+      h = nn.silu(norm('norm1')(h + sum(embedded)))
     h = nn.Dropout(self.dropout, deterministic=not train)(h)
     h = Conv(self.features, init=self.init_zero, name='conv1')(h)
     if self.up or self.down or x.shape[-1] != self.features:
@@ -274,6 +288,15 @@ class UNetBlock(nn.Module):
       out = Conv(self.features, 1, init=self.init_zero, name='proj')(attention(qkv, self.heads))
       h = (out + h) * np.asarray(self.skip_scale, h.dtype)
     return h
+
+
+def skip_weight(index: int, count: int) -> float:
+  """Returns SFD's weight of the skip that a decoder takes as number `index` (from 0) of `count`.
+
+  Source: Zhou et al. 2024 (SFD), arXiv:2409.19681, after Ma et al. 2024 (Skip-Tuning),
+  arXiv:2402.15170: 0.75 at the bottom, towards 1.
+  """
+  return 0.75 + 0.25 * index / count
 
 
 def _wide(dtype):

@@ -32,6 +32,8 @@ class Model:
     num_classes: number of classes, 0 for a model without.
     sha256: hash of its parameters or data.
     apply_features: as `apply`, -> (D, bottleneck (batch, h, w)); None where there is no network.
+    apply_variance: as `apply`, -> (D, v), v what the network says of the variance, as it says it,
+      like D; None where it says nothing.
   """
 
   name: str
@@ -44,6 +46,7 @@ class Model:
   num_classes: int
   sha256: str
   apply_features: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  apply_variance: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
   def denoise(self, x: jax.Array, sigma: jax.Array | float,
               labels: jax.Array | None = None) -> jax.Array:
@@ -61,6 +64,20 @@ class Model:
       raise ValueError(f'denoise_features: model must be a network, got {self.name}; load a '
                        'trained or converted one')
     return self.apply_features(self.params, x, sigma, labels)
+
+  def denoise_variance(self, x: jax.Array, sigma: jax.Array | float,
+                       labels: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns (D(x; sigma), v): v places the variance of a DDPM step between its bounds.
+
+    Source: Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 15, where (v + 1) / 2 is the weight.
+
+    Raises:
+      ValueError: if the network did not learn a variance.
+    """
+    if self.apply_variance is None:
+      raise ValueError(f'denoise_variance: model must have learned a variance, got {self.name}; '
+                       "take a solver without one, or guided-diffusion's networks")
+    return self.apply_variance(self.params, x, sigma, labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,52 +111,56 @@ class Classifier:
     return self.apply(self.params, x, sigma)
 
 
-def load(directory: str | os.PathLike) -> Model:
+def load(directory: str | os.PathLike, dtype: str = 'float32') -> Model:
   """Loads a denoiser.
 
   Args:
     directory: a model directory, or the name of a model that comes with the project, a key of
       BUNDLED; a folder of that name is meant by './name'.
+    dtype: of the parameters, one of directory.DTYPES. They are computed with in the precision of x.
 
   Returns:
-    The Model; parameters are np.float32.
+    The Model; parameters are NumPy arrays.
 
   Raises:
     OSError: if a file cannot be read.
     ValueError: if there is no such model, or it is incomplete, damaged, of a newer format, or no
       denoiser.
   """
-  return _find(directory, BUNDLED, _load_denoiser)
+  return _find(directory, BUNDLED, _load_denoiser, dtype)
 
 
-def load_classifier(directory: str | os.PathLike) -> Classifier:
+def load_classifier(directory: str | os.PathLike, dtype: str = 'float32') -> Classifier:
   """Loads a classifier of noisy images.
 
   Args:
     directory: a model directory, or a key of BUNDLED_CLASSIFIERS.
+    dtype: as `load`.
 
   Returns:
-    The Classifier; parameters are np.float32.
+    The Classifier; parameters are NumPy arrays.
 
   Raises:
     OSError: as `load`.
     ValueError: as `load`.
   """
-  return _find(directory, BUNDLED_CLASSIFIERS, _load_classifier)
+  return _find(directory, BUNDLED_CLASSIFIERS, _load_classifier, dtype)
 
 
-def _find(directory, bundled, loader):
+def _find(directory, bundled, loader, dtype):
   """A bundled model by name, else a folder; a bare word that is neither was meant as a name."""
+  checks.check_choice('load', 'dtype', dtype, directory_lib.DTYPES)
   if directory in bundled:
-    return bundled[directory](directory)
+    return bundled[directory](directory, dtype)
   path = pathlib.Path(directory)
   if len(path.parts) < 2 and not path.exists():
     raise ValueError(f'load: {checks.unknown("model", str(directory), bundled)}; these come with '
-                     'the project, another is given by its folder, which --mode=train makes')
-  return loader(directory)
+                     'the project, another is given by its folder, which '
+                     '--mode=train or --mode=convert makes')
+  return loader(directory, str(directory), dtype)
 
 
-def _load(directory, kind, container, functions, name=None):
+def _load(directory, kind, container, functions, name, dtype):
   config = directory_lib.read_config(directory)
   if config['kind'] != kind:
     raise ValueError(f'load: model must be a {kind}, got the {config["kind"]} {directory}; choose '
@@ -148,31 +169,36 @@ def _load(directory, kind, container, functions, name=None):
   preconditioning = networks.preconditioning(**config['preconditioning'])
   shape = tuple(config['image_shape'])
   like = jax.eval_shape(functools.partial(networks.initialize, network, shape), jax.random.key(0))
-  params = directory_lib.read_params(directory, like, config['sha256'])
+  params = directory_lib.read_params(directory, like, config['sha256'], dtype)
   own = {field: config[field] for field in ('sigma_min', 'sigma_max', 'num_classes', 'sha256')}
-  return container(name=name or str(directory), config=config, params=params, image_shape=shape,
-                   **functions(network, preconditioning), **own)
+  return container(name=name, config=config, params=params, image_shape=shape,
+                   **functions(network, preconditioning, shape[-1]), **own)
 
 
-def _load_denoiser(directory, name=None):
-  def functions(network, preconditioning):
-    features = networks.denoiser(network, preconditioning)
-    return {'apply': networks.without_features(features), 'apply_features': features}
-  return _load(directory, 'denoiser', Model, functions, name)
+def _load_denoiser(directory, name, dtype):
+  def functions(network, preconditioning, channels):
+    evaluate = networks.denoiser(network, preconditioning)
+    learned = network.out_channels == 2 * channels
+    return {'apply': networks.select(evaluate, 0),
+            'apply_features': networks.select(evaluate, 0, 2),
+            'apply_variance': networks.select(evaluate, 0, 1) if learned else None}
+  return _load(directory, 'denoiser', Model, functions, name, dtype)
 
 
-def _load_classifier(directory, name=None):
-  def functions(network, preconditioning):
+def _load_classifier(directory, name, dtype):
+  def functions(network, preconditioning, channels):
+    del channels
     return {'apply': networks.classifier(network, preconditioning)}
-  return _load(directory, 'classifier', Classifier, functions, name)
+  return _load(directory, 'classifier', Classifier, functions, name, dtype)
 
 
-def _asset(loader, name):
-  return loader(ASSETS / name, name)
+def _asset(loader, name, dtype):
+  return loader(ASSETS / name, name, dtype)
 
 
-def _exact(container, apply, name):
+def _exact(container, apply, name, dtype):
   """A Gaussian around each digit in each ink: nothing is learned, nothing approximated."""
+  del dtype  # Its parameters are the data.
   width = 0.05  # Under half a gray level (2 / 16): samples look like the data to the eye.
   images, labels, _ = digits.images()
   config = {'kind': 'mixture', 'data': digits.PATH.name, 'inks': dict(digits.INKS), 'width': width}
@@ -186,10 +212,10 @@ BUNDLED = MappingProxyType({
     'digits_early': functools.partial(_asset, _load_denoiser),
     'digits_exact': functools.partial(_exact, Model, mixture.denoise),
 })
-"""Denoisers that come with the project, name -> function of that name returning the Model."""
+"""Denoisers that come with the project, name -> function of name and dtype returning the Model."""
 
 BUNDLED_CLASSIFIERS = MappingProxyType({
     'digits_classifier': functools.partial(_asset, _load_classifier),
     'digits_exact': functools.partial(_exact, Classifier, mixture.log_prob),
 })
-"""Classifiers that come with the project, name -> function of that name."""
+"""Classifiers that come with the project, name -> function of name and dtype."""

@@ -11,17 +11,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import classifier as classifier_lib, denoisers, edm_unet
+from models import adm_unet, classifier as classifier_lib, denoisers, edm_unet
 from samplers import checks
 
 Preconditioning = Callable[[jax.Array], denoisers.Coefficients]
 
-NETWORKS = MappingProxyType({'song_unet': edm_unet.SongUNet,
-                             'noise_classifier': classifier_lib.NoiseClassifier})
+NETWORKS = MappingProxyType({
+    'song_unet': edm_unet.SongUNet, 'adm_unet': adm_unet.AdmUNet,
+    'adm_classifier': adm_unet.AdmClassifier, 'noise_classifier': classifier_lib.NoiseClassifier})
 """Name -> Flax module; its attributes are the settings."""
 
 _CHOICES = {'embedding_type': ('positional', 'fourier'),
-            'encoder_type': ('standard', 'residual', 'skip'), 'decoder_type': ('standard', 'skip')}
+            'encoder_type': ('standard', 'residual', 'skip'), 'decoder_type': ('standard', 'skip'),
+            'resampling': ('block', 'conv', 'none'), 'bottleneck': ('encoder', 'middle'),
+            'pool': ('attention', 'adaptive', 'spatial', 'spatial_v2'),
+            'torso': ('float32', 'float16', 'bfloat16')}
+_MAY_BE_ZERO = ('label_dim', 'augment_dim', 'attn_resolutions', 'channels_per_head', 'num_heads_up',
+                'groups')
 
 
 def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
@@ -53,11 +59,7 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
     _check(name, setting, value, fields[setting].type)
   network = module(**values)
   for mult in network.channel_mult:
-    channels = network.model_channels * mult
-    if channels % 4 or channels % min(32, channels // 4):
-      raise ValueError(f'{name}: channels of a level must be a multiple of 4, and of 32 above 128, '
-                       f'got {channels} (model_channels {network.model_channels} times {mult}); '
-                       'choose other multipliers')
+    _check_channels(name, network, mult)
   side, factor = getattr(network, 'img_resolution', 0), 2**(len(network.channel_mult) - 1)
   if side % factor:
     raise ValueError(f'{name}: img_resolution must be a multiple of {factor}, as each of the '
@@ -66,13 +68,34 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
   return network
 
 
+def _check_channels(name, network, mult):
+  """Raises ValueError unless the channels of a level divide into groups and heads."""
+  channels = network.model_channels * mult
+  groups = getattr(network, 'groups', 0)
+  what = f'got {channels:g} (model_channels {network.model_channels} times {mult:g})'
+  if groups and channels % groups:
+    raise ValueError(f'{name}: channels of a level must be a multiple of the {groups} groups, '
+                     f'{what}; choose other multipliers')
+  if not groups and (channels % 4 or channels % min(32, channels // 4)):
+    raise ValueError(f'{name}: channels of a level must be a multiple of 4, and of 32 above 128, '
+                     f'{what}; choose other multipliers')
+  size = getattr(network, 'channels_per_head', 0)
+  heads = ({channels // size or 1} if size else
+           {getattr(network, 'num_heads', 1), getattr(network, 'num_heads_up', 0) or 1})
+  if any(channels % count for count in heads):
+    raise ValueError(f'{name}: channels of a level must divide into its attention heads, {what} '
+                     f'and {max(heads):g} heads; choose other multipliers')
+
+
 def _check(name, setting, value, kind):
   """Raises ValueError unless a setting has the type and range of its kind."""
   if setting in _CHOICES:
     checks.check_choice(name, setting, value, _CHOICES[setting])
     return
-  least = 0 if setting in ('label_dim', 'augment_dim', 'attn_resolutions') else 1
-  if kind is float:
+  least = 0 if setting in _MAY_BE_ZERO else 1
+  if kind is bool:
+    good, rule = isinstance(value, bool), 'True or False'
+  elif kind is float:
     good, rule = 0 <= checks.to_number(value) < 1, 'from 0 to below 1'
   elif kind is int:
     good, rule = checks.is_integer(value) and value >= least, f'an integer of {least} or more'
@@ -92,7 +115,7 @@ def _coefficients(name, settings):
   return functools.partial(denoisers.PRECONDITIONING[name], **dict(settings))
 
 
-def preconditioning(name: str, settings: Mapping[str, float]) -> Preconditioning:
+def preconditioning(name: str, settings: Mapping[str, Any]) -> Preconditioning:
   """Returns the coefficients of Eq. 1 in models/denoisers.py as a function of sigma alone.
 
   Args:
@@ -110,28 +133,31 @@ def preconditioning(name: str, settings: Mapping[str, float]) -> Preconditioning
   for setting in settings:
     if setting not in known:
       raise ValueError(f'{name}: {checks.unknown("setting", setting, known)}')
-  return _coefficients(name, tuple(sorted(settings.items())))
+  return _coefficients(name, tuple(sorted(
+      (setting, tuple(value) if isinstance(value, list) else value)
+      for setting, value in settings.items())))
 
 
 @functools.cache
 def denoiser(network: nn.Module, coefficients: Preconditioning,
-             ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """Returns apply_features of a network; equal arguments give one function, so one compilation.
+             ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+  """Returns how to evaluate a network; equal arguments give one function, so one compilation.
 
   Args:
     network: a module that is called as edm_unet.SongUNet.
     coefficients: what `preconditioning` returns.
 
   Returns:
-    apply_features(params, x, sigma, labels=None, **how the network is called).
+    evaluate(params, x, sigma, labels=None, **how the network is called) -> (D, rest, features), as
+    denoisers.precondition.
   """
-  def apply_features(params, x, sigma, labels=None, rngs=None, **call):
+  def evaluate(params, x, sigma, labels=None, rngs=None, **call):
     if labels is not None and network.label_dim:  # Labels below 0 become zero vectors.
       call['class_labels'] = jax.nn.one_hot(labels, network.label_dim, dtype=x.dtype)
     def call_network(scaled, c_noise):
       return network.apply({'params': params}, scaled, c_noise, rngs=rngs, **call)
     return denoisers.precondition(call_network, coefficients, x, sigma)
-  return apply_features
+  return evaluate
 
 
 @functools.cache
@@ -154,11 +180,16 @@ def classifier(network: nn.Module, coefficients: Preconditioning) -> Callable[..
 
 
 @functools.cache
-def without_features(apply_features: Callable[..., Any]) -> Callable[..., jax.Array]:
-  """Returns apply(params, x, sigma, labels=None) -> D alone; one function per argument."""
-  return lambda params, x, sigma, labels=None: apply_features(params, x, sigma, labels)[0]
+def select(evaluate: Callable[..., Any], *parts: int) -> Callable[..., Any]:
+  """Returns a function that gives these parts of another's answer; one function per argument."""
+  def selected(*args, **call):
+    answer = evaluate(*args, **call)
+    return answer[parts[0]] if len(parts) == 1 else tuple(answer[part] for part in parts)
+  return selected
 
 
 def initialize(network: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
   """Returns random parameters of a network, nested dicts of float32 arrays."""
-  return network.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))['params']
+  x = jnp.zeros((1, *image_shape))
+  call = {'low_res': x} if getattr(network, 'low_res', False) else {}
+  return network.init(key, x, jnp.zeros((1,)), **call)['params']

@@ -1,4 +1,4 @@
-"""Functions from denoiser to denoiser: limits on the denoised image."""
+"""Functions from denoiser to denoiser: guidance, and limits on the denoised image."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,63 @@ import jax
 import jax.numpy as jnp
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def classifier(denoise: Denoiser, log_prob: Denoiser, scale: float | jax.Array) -> Denoiser:
+  """Returns a denoiser guided by a classifier of noisy images.
+
+  D <- D + scale sigma^2 grad_x log p(y | x; sigma), which is eps <- eps - scale sigma grad.
+
+  Source: Dhariwal & Nichol 2021, arXiv:2105.05233, Alg. 2 (there in x / sqrt(1 + sigma^2)).
+
+  Args:
+    denoise: D(x; sigma).
+    log_prob: log p(y | x; sigma) of the wanted class of each sample, (batch,).
+    scale: of the guidance; 0 is none, and 1 is the product of both distributions.
+
+  Returns:
+    A denoiser.
+  """
+  def guided(x, sigma):
+    gradient = jax.grad(lambda x: jnp.sum(log_prob(x, sigma)))(x)
+    square = jnp.square(jnp.asarray(sigma, x.dtype)).reshape(-1, *[1] * (x.ndim - 1))
+    return denoise(x, sigma) + scale * square * gradient
+  return guided
+
+
+def classifier_free(denoise: Denoiser, denoise_uncond: Denoiser, scale: float | jax.Array,
+                    interval: tuple[float, float] | None = None) -> Denoiser:
+  """Returns a denoiser guided by the difference that the condition makes.
+
+  D <- D_uncond + scale (D - D_uncond).
+
+  Source: Ho & Salimans 2022, arXiv:2207.12598, Eq. 6 with w = scale - 1; the interval:
+  Kynkaanniemi et al. 2024, arXiv:2404.07724.
+
+  Args:
+    denoise: D(x; sigma) under the condition.
+    denoise_uncond: without it.
+    scale: of the guidance; 1 is none.
+    interval: (lowest, highest) noise level that is guided; None: all.
+
+  Returns:
+    A denoiser.
+
+  Raises:
+    ValueError: if the interval does not go from a level >= 0 up to a higher one.
+  """
+  if interval is not None and not 0 <= interval[0] < interval[1]:
+    raise ValueError(f'classifier_free: interval must go from a level >= 0 up, got {interval}; put '
+                     'the lower level first')
+  def guided(x, sigma):
+    uncond = denoise_uncond(x, sigma)
+    factor = jnp.asarray(scale, x.dtype)
+    if interval is not None:
+      levels = jnp.asarray(sigma, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+      inside = (interval[0] <= levels) & (levels <= interval[1])
+      factor = jnp.where(inside, factor, jnp.ones_like(factor))
+    return uncond + factor * (denoise(x, sigma) - uncond)
+  return guided
 
 
 def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:

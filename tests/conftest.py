@@ -1,5 +1,7 @@
 """One compilation cache for the whole session, and the 64-bit mode of numerical tests."""
 
+import os
+
 import jax
 import pytest
 
@@ -7,7 +9,10 @@ import pytest
 @pytest.fixture(scope='session', autouse=True)
 def compilation_cache(tmp_path_factory):
   """Serves equal programs from one place, whichever test or process compiles them first."""
-  folder = str(tmp_path_factory.mktemp('jax_cache'))
+  base = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:  # A worker's folder lies in the session's.
+    base = base.parent
+  folder = str(base / 'jax_cache')
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -13,8 +13,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     'samplers': {'samplers', 'jax', 'numpy'},
     'models': {'models', 'samplers', 'jax', 'numpy', 'flax', 'orbax'},
+    'convert': {'convert', 'models', 'samplers', 'jax', 'numpy', 'ml_dtypes', 'flax'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
-    'engine': {'engine', 'models', 'samplers', 'jax', 'numpy', 'flax', 'optax', 'orbax',
+    'engine': {'engine', 'convert', 'models', 'samplers', 'jax', 'numpy', 'flax', 'optax', 'orbax',
                'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
     'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib',
@@ -53,7 +54,7 @@ def test_imports_point_one_way(package):
 
 
 def test_nothing_imports_jobs_but_the_edge():
-  for package in ('samplers', 'models', 'configs'):
+  for package in ('samplers', 'models', 'convert', 'configs'):
     assert 'engine' not in {name for path in sources(package) for name in imported(path)}
 
 

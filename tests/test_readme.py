@@ -39,7 +39,7 @@ def test_links_and_installed_files_exist():
 
 
 def test_test_command_is_what_a_fresh_environment_runs():
-  command, = re.findall(r'^(python3 -m venv .* -m pytest)$', README, re.MULTILINE)
+  command, = re.findall(r'^(python3 -m venv .* -m pytest -n 2)$', README, re.MULTILINE)
   assert command in (ROOT / '.ci' / 'run').read_text().splitlines()
 
 

@@ -50,7 +50,7 @@ def with_network(plan):
                           jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), shapes)
-  apply = networks.without_features(networks.denoiser(module, coefficients))
+  apply = networks.select(networks.denoiser(module, coefficients), 0)
   return dataclasses.replace(
       plan, model=dataclasses.replace(plan.model, apply=apply, params=params))
 
