@@ -58,6 +58,13 @@ def get_config() -> ml_collections.ConfigDict:
   # sample, to its 0.995 quantile), which dpmpp and unipc were published with for pixel models.
   config.limit = 'none'
 
+  # Guidance towards the labels by a classifier of noisy images; each evaluation of the model comes
+  # with one of the classifier and of its gradient.
+  config.guidance = ml_collections.ConfigDict()
+  # A model directory, or a key of models.BUNDLED_CLASSIFIERS.
+  config.guidance.classifier = config_dict.placeholder(str)
+  config.guidance.scale = 1.0  # Of the classifier's gradient; above 1 trades variety for likeness.
+
   config.output = ml_collections.ConfigDict()
   # 'png': a file per image, named after its seed. 'npz': samples.npz with arr_0, uint8 (n, height,
   # width, channels) in the order of the seeds, and, if the images have classes, arr_1, integers.

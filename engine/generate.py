@@ -5,6 +5,7 @@ import importlib.metadata
 import pathlib
 import platform
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -39,6 +40,8 @@ class Plan:
     sigmas: noise levels, np.float64 (num_steps + 1,).
     table: the solver on these levels.
     limit: limit on the denoised image, a key of sampler.LIMITS.
+    classifier: that guides towards the labels, or None.
+    scale: of its guidance.
     seeds_from: who draws latents and random labels, one of seeds.SOURCES.
     labels: np.int32 (n,), below 0 without a class; one for each of results.seeds.
     batch_size: images per call of the compiled sampler, over all devices.
@@ -53,6 +56,8 @@ class Plan:
   sigmas: np.ndarray
   table: samplers.Table
   limit: str
+  classifier: models.Classifier | None
+  scale: float
   seeds_from: str
   labels: np.ndarray
   batch_size: int
@@ -76,7 +81,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
       else than a run of this config.
   """
   given = _given(config.to_dict())
-  given.pop('train', None)  # Of another job.
+  for group in ('train', 'convert'):  # Of other jobs.
+    given.pop(group, None)
   batch_size = _within('batch_size', config.batch_size, 1, 2**16)
   grid = {name: _within(f'output.grid.{name}', config.output.grid[name], least, most)
           for name, (least, most) in _GRID.items()}
@@ -89,22 +95,29 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   model = _model(config.model)
   sigmas, schedule = _sigmas(config.schedule.name, given['schedule'], model)
   table, solver = _table(config.solver.name, given['solver'], sigmas)
-  classes = seeds_lib.parse_labels(config.labels, model.num_classes)
+  classifier = _classifier(config.guidance, model)
+  num_classes = classifier.num_classes if classifier else model.num_classes
+  classes = seeds_lib.parse_labels(config.labels, num_classes)
+  if classifier and classes is not None and classes.min() < 0:
+    raise ValueError(f'config.labels: must be classes for a classifier to guide to, got '
+                     f"{config.labels!r}; give 'random', 'balanced' or a list")
   seeds_lib.check_source(config.seeds_from, model.image_shape)
   output = {name: config.output[name] for name in ('format', 'subfolders', 'uint8_rule')}
   identity = {'mode': 'generate',
               'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
                          'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'output': output},
-              'model': {'name': model.name, 'sha256': model.sha256, **model.config}}
+              'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+              **_guidance(classifier, config.guidance.scale)}
   results = results_lib.Results(
       folder=pathlib.Path(workdir), identity=identity, format=config.output.format,
       subfolders=config.output.subfolders, grid=grid, seeds=seeds)
   results_lib.check(results)
   files.check_folder(workdir)
-  labels = seeds_lib.labels(classes, seeds, model.num_classes, model.image_shape, config.seeds_from)
+  labels = seeds_lib.labels(classes, seeds, num_classes, model.image_shape, config.seeds_from)
   return Plan(config=given, model=model, schedule=schedule, solver=solver, sigmas=sigmas,
-              table=table, limit=config.limit, seeds_from=config.seeds_from, labels=labels,
+              table=table, limit=config.limit, classifier=classifier,
+              scale=float(config.guidance.scale), seeds_from=config.seeds_from, labels=labels,
               batch_size=batch_size, uint8_rule=config.output.uint8_rule, results=results)
 
 
@@ -133,7 +146,9 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   seconds['total'] = time.perf_counter() - started
   results_lib.complete(plan.results, _manifest(plan, len(missing), seconds))
   there = f', {count - len(missing)} of them were there' if len(missing) < count else ''
-  return (f'{have}{there}: {plan.solver["name"]} on {plan.schedule["name"]}, NFE {plan.table.nfe}, '
+  guided = f', guided by {plan.classifier.name}' if plan.classifier else ''
+  return (f'{have}{there}: {plan.solver["name"]} on {plan.schedule["name"]}, NFE {plan.table.nfe}'
+          f'{guided}, '
           f'{seconds["total"]:.1f} s; see grid.png and manifest.json')
 
 
@@ -144,9 +159,8 @@ def _sample(plan, missing, progress):
   """
   started = time.perf_counter()
   batches = _batches(missing, devices.share_of(plan.batch_size) * devices.count())
-  program = sampler.program(plan.model.apply, plan.limit)
-  constants = devices.replicate(
-      sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0])))
+  program, constants = sampler_of(plan)
+  constants = devices.replicate(constants)
   with progress('compiling', 1, 'program') as advance:
     running = program(constants, _inputs(plan, batches[0]))
     advance()
@@ -168,6 +182,15 @@ def _sample(plan, missing, progress):
   return {'compile': ready - started, 'sample': time.perf_counter() - ready}
 
 
+def sampler_of(plan: Plan) -> tuple[Callable, sampler.Constants]:
+  """Returns the compiled sampler of a plan, and what all its images share."""
+  constants = sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0]))
+  if plan.classifier is None:
+    return sampler.program(plan.model.apply, plan.limit), constants
+  return (sampler.program(plan.model.apply, plan.limit, plan.classifier.apply),
+          constants._replace(classifier=plan.classifier.params, scale=np.float32(plan.scale)))
+
+
 def _batches(indices, size):
   """Splits indices into batches; the last one repeats its last index up to the full size."""
   padded = np.minimum(np.arange(-(-len(indices) // size) * size), len(indices) - 1)
@@ -175,12 +198,13 @@ def _batches(indices, size):
 
 
 def _inputs(plan, indices):
-  """What belongs to each image of a batch; a model without classes gets no labels."""
+  """What belongs to each image of a batch; without classes there are no labels."""
   seeds = plan.results.seeds[indices]
   return sampler.Inputs(
       seeds=devices.split(seeds),
       latents=seeds_lib.latents(seeds, plan.model.image_shape, plan.seeds_from),
-      labels=devices.split(plan.labels[indices]) if plan.model.num_classes else None)
+      labels=devices.split(plan.labels[indices]) if (
+          plan.model.num_classes or plan.classifier) else None)
 
 
 def _finite(samples, seeds):
@@ -202,6 +226,36 @@ def _model(config):
     raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
                      f'in {model.name}; choose a model in pixel space')
   return model
+
+
+def _classifier(config, model):
+  """The classifier that guides, or None."""
+  if config.classifier is None:
+    if config.scale != 1.0:
+      raise ValueError(f'config.guidance.scale: must be 1 without a classifier, got {config.scale};'
+                       ' set config.guidance.classifier')
+    return None
+  if not np.isfinite(config.scale):
+    raise ValueError(f'config.guidance.scale: must be a finite number, got {config.scale}; 1 is '
+                     'the plain product with the classifier')
+  path = config.classifier
+  classifier = models.load_classifier(
+      path if path in models.BUNDLED_CLASSIFIERS else pathlib.Path(path))
+  for name, wanted, got in (
+      ('images of shape', model.image_shape, classifier.image_shape),
+      ('classes:', model.num_classes or classifier.num_classes, classifier.num_classes)):
+    if wanted != got:
+      raise ValueError(f'config.guidance.classifier: must be for {name} {wanted}, as the model, '
+                       f'got {got} in {classifier.name}; choose the one of the same data')
+  return classifier
+
+
+def _guidance(classifier, scale):
+  """What guidance adds to the identity of a run; nothing without."""
+  if classifier is None:
+    return {}
+  return {'guidance': {'classifier': classifier.name, 'sha256': classifier.sha256,
+                       'scale': float(scale), 'source': classifier.config.get('source')}}
 
 
 def _sigmas(name, given, model):
@@ -249,6 +303,7 @@ def _manifest(plan, sampled, seconds):
       'mode': 'generate',
       'config': plan.config,
       'model': {'name': plan.model.name, 'sha256': plan.model.sha256, **plan.model.config},
+      **_guidance(plan.classifier, plan.scale),
       'schedule': plan.schedule,
       'sigmas': plan.sigmas.tolist(),
       'solver': plan.solver,

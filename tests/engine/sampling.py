@@ -27,9 +27,8 @@ def samples(plan):
   """Samples of all seeds of a plan, float32 (n, height, width, channels)."""
   size = devices.share_of(plan.batch_size) * devices.count()
   count = len(plan.results.seeds)
-  constants = devices.replicate(
-      sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0])))
-  program = sampler.program(plan.model.apply, plan.limit)
+  program, constants = generate.sampler_of(plan)
+  constants = devices.replicate(constants)
   batches = []
   for first in range(0, count, size):
     indices = np.minimum(np.arange(first, first + size), count - 1)
