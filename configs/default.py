@@ -14,7 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 import samplers
-from configs import training
+from configs import converting, training
 
 MODEL = 'digits'
 """The bundled model of `python main.py`."""
@@ -78,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.output.grid.size = 96  # Least side of a shown image in pixels, 64 or more.
 
   config.train = training.get_group()  # Of --mode=train.
+  config.convert = converting.get_group()  # Of --mode=convert.
   return config.lock()
 
 

@@ -52,7 +52,7 @@ def test_quick_start_tells_the_default():
 
 
 def test_a_function_of_the_user_is_sampled_in_ten_lines():
-  code = example('import jax, samplers\n')
+  code = example('import jax, models, samplers\n')
   assert len([line for line in code.splitlines() if line]) <= 10
   names = {}
   exec(code, names)
@@ -123,11 +123,19 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
   shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
   if '--workdir=mine' not in line:
     shutil.copytree(models.model.ASSETS / 'digits', tmp_path / 'mine' / 'model')
+  if '--mode=convert' in line:  # A small one in place of the published file.
+    shutil.copy(ROOT / 'tests' / 'golden' / 'edm_pickles' / 'edm_song_cond.pkl',
+                tmp_path / 'edm-cifar10-32x32-uncond-vp.pkl')
+  else:
+    shutil.copytree(models.model.ASSETS / 'digits',
+                    tmp_path / 'checkpoints' / 'edm-cifar10-32x32-uncond-vp')
   monkeypatch.chdir(tmp_path)
   values = parsed(line, monkeypatch)
   plan = importlib.import_module(main.MODES[values.mode]).plan(values.config, values.workdir)
   if values.mode == 'generate':
     assert plan.table.nfe > 0
+  elif values.mode == 'convert':
+    assert plan.converted.config['network']['name'] == 'song_unet'
   elif '--config=' in line:  # What it would make is what comes with the project.
     stored = json.loads((models.model.ASSETS / values.workdir / 'config.json').read_text())
     assert stored['source'] == json.loads(json.dumps({'trained': plan.identity}))

@@ -1,0 +1,22 @@
+"""The fields of --mode=convert."""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_group() -> ml_collections.ConfigDict:
+  """Returns config.convert; --workdir names the model directory to be made."""
+  convert = ml_collections.ConfigDict()
+  # The checkpoint: a file of EDM or SFD (.pkl), or of guided-diffusion (.pt).
+  convert.source = config_dict.placeholder(str)
+  convert.family = config_dict.placeholder(str)  # One of convert.FAMILIES; None: recognized.
+  # A file of guided-diffusion holds tensors alone. Which published one it is, a key of
+  # convert.published.ADM; None: the one whose name the file bears.
+  convert.published = config_dict.placeholder(str)
+  # Or, for a network of the user's own, a JSON file with the flags it was trained with, such as
+  # {"image_size": 64, "num_channels": 192}, or with the arguments of UNetModel.
+  convert.architecture = config_dict.placeholder(str)
+  convert.sha256 = config_dict.placeholder(str)  # That the file must have, in hex; None: any.
+  convert.dtype = 'float32'  # Of the parameters on disk: 'float32', 'float16' or 'bfloat16'.
+  convert.self_check = True  # Evaluate the network once before it is written.
+  return convert

@@ -1,0 +1,196 @@
+"""The job that makes model directories of checkpoints, and its command line."""
+
+import hashlib
+import json
+import lzma
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import models
+from configs import default
+from convert import containers
+from engine import convert as job, progress
+from models import directory
+from tests import reference
+from tests.convert import writing
+from tests.test_main import run_main
+
+PICKLES = reference.GOLDEN / 'edm_pickles'
+NETS = reference.GOLDEN / 'adm_nets'
+KWARGS = {case['id']: case.get('kwargs')
+          for case in json.loads((NETS / 'manifest.json').read_text())['cases']}
+
+
+def configured(source, **fields):
+  config = default.get_config()
+  config.convert.update({'source': str(source), **fields})
+  return config
+
+
+def convert(source, folder, **fields):
+  return job.run(job.plan(configured(source, **fields), str(folder)))
+
+
+def adm_file(folder, name, change=None):
+  """A file of tensors with the case's architecture beside it; returns fields of the config."""
+  packed = folder / f'{name}.pt'
+  packed.write_bytes(lzma.decompress((NETS / f'{name}.pt.xz').read_bytes()))
+  tensors = dict(containers.read(packed).data)
+  packed.unlink()
+  if change:
+    tensors |= change(tensors)
+  source, flags = folder / f'{name}.safetensors', folder / 'flags.json'
+  source.write_bytes(writing.safetensors(tensors))
+  flags.write_text(json.dumps(KWARGS[name]))
+  return source, {'architecture': str(flags)}
+
+
+def test_a_model_directory_is_written_and_works(tmp_path):
+  source = PICKLES / 'edm_song_cond.pkl'
+  report = convert(source, tmp_path / 'a' / 'model').splitlines()
+  sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+  assert report[0].startswith(f'denoiser in {tmp_path}/a/model: edm, 147 tensors, 17,451 paramete')
+  assert report[1] == ('  song_unet with preconditioning edm, 8x8x3, 10 classes, '
+                       'sigma from 0.002 to 80')
+  error = float(report[2].removeprefix('  self-check: largest error ').split()[0])
+  assert error < 1e-6 and report[3] == f'  source: edm_song_cond.pkl, SHA-256 {sha256}'
+  model, oracle = models.load(tmp_path / 'a' / 'model'), np.load(
+      PICKLES / 'edm_song_cond.expected.npz')
+  assert model.config['source'] == {'converted': 'edm_song_cond.pkl', 'sha256': sha256,
+                                    'family': 'edm', 'dtype': 'float32'}
+  denoised = jax.jit(model.denoise)(oracle['x'], oracle['sigma'], oracle['class_index'])
+  assert abs(denoised - oracle['D_f32']).max() < 1e-5
+  assert [path.name for path in (tmp_path / 'a').iterdir()] == ['model']
+
+
+@pytest.mark.parametrize('name, kind', [('adm_uncond_ssn_updown', 'denoiser'),
+                                        ('cls_attention', 'classifier')])
+def test_networks_of_guided_diffusion(name, kind, tmp_path):
+  source, fields = adm_file(tmp_path, name)
+  report = convert(source, tmp_path / 'model', **fields)
+  assert report.startswith(f'{kind} in {tmp_path}/model: adm, ')
+  shape = '(1, 10)' if kind == 'classifier' else '(1, 16, 16, 3)'
+  assert f'self-check: finite answer of shape {shape} at sigma = 1' in report
+  load = models.load_classifier if kind == 'classifier' else models.load
+  assert load(tmp_path / 'model').config['source']['architecture'] == KWARGS[name]
+  assert convert(source, tmp_path / 'model', **fields).endswith('nothing was left to do')
+  other = {**KWARGS[name], 'dropout': 0.5}
+  (tmp_path / 'flags.json').write_text(json.dumps(other))
+  with pytest.raises(ValueError, match='workdir: must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'model', **fields)
+
+
+def test_converting_twice_gives_the_same_parameters(tmp_path):
+  source = PICKLES / 'edm_adm_easydict.pkl'
+  for name in ('a', 'b'):
+    convert(source, tmp_path / name, self_check=False)
+  configs = [directory.read_config(tmp_path / name) for name in ('a', 'b')]
+  assert configs[0] == configs[1]
+
+
+def test_half_precision_on_disk(tmp_path):
+  source = PICKLES / 'edm_adm_easydict.pkl'
+  report = convert(source, tmp_path / 'half', dtype='float16', self_check=False)
+  assert 'self-check: not done' in report
+  whole = job.plan(configured(source), str(tmp_path / 'none')).converted.params
+  expected = jax.tree.map(lambda value: value.astype(np.float16).astype(np.float32), whole)
+  jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path / 'half').params, expected)
+  with pytest.raises(ValueError, match='must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'half')
+
+
+def test_a_second_run_does_nothing_and_another_is_refused(tmp_path):
+  source = tmp_path / 'net.pkl'
+  shutil.copy(PICKLES / 'edm_song_cond.pkl', source)
+  convert(source, tmp_path / 'model', self_check=False)
+  before = (tmp_path / 'model' / 'config.json').stat().st_mtime_ns
+  assert convert(source, tmp_path / 'model') == (
+      f'{tmp_path}/model is complete; nothing was left to do')
+  assert (tmp_path / 'model' / 'config.json').stat().st_mtime_ns == before
+  shutil.copy(PICKLES / 'edm_ve_proto2.pkl', source)
+  with pytest.raises(ValueError, match='workdir: must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'model')
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='workdir: must not exist'):
+    convert(source, tmp_path / 'file')
+
+
+def test_sha256_is_compared_before_anything_is_read(tmp_path, monkeypatch):
+  source = PICKLES / 'edm_song_cond.pkl'
+  sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+  job.plan(configured(source, sha256=sha256.upper()), str(tmp_path / 'model'))
+  monkeypatch.setattr(containers, 'read', None)
+  with pytest.raises(ValueError, match=f'sha256: must be that of .*, {sha256}, got 00.*download'):
+    convert(source, tmp_path / 'model', sha256='0' * 64)
+
+
+@pytest.mark.parametrize('fields, match', [
+    ({'source': None}, 'source: must name a checkpoint, got none'),
+    ({'source': 'nofile.pkl'}, 'source: must be a file, got nothing at nofile.pkl'),
+    ({'source': '.'}, 'source: must be a file, got a folder at .;'),
+    ({'family': 'emd'}, "unknown family 'emd'; did you mean edm"),
+    ({'family': 'adm'}, 'family must be edm, as its tensors show, got adm'),
+    ({'family': 'sfd'}, 'family must be edm, as its tensors show, got sfd'),
+    ({'published': 'lsun'}, "unknown published checkpoint 'lsun'"),
+    ({'published': 'lsun_cat'}, 'must be left out, as the file tells its own, got lsun_cat'),
+    ({'dtype': 'float8'}, "unknown dtype 'float8'"),
+    ({'sha256': 'abc'}, "sha256: must be 64 digits in hex, got 'abc'"),
+    ({'source': PICKLES / 'amed_predictor.pkl'}, 'got AMED_predictor, the predictor of a learned'),
+    ({'source': PICKLES / 'bad_unknown_class.pkl'}, "unknown class of network 'SomethingElse"),
+    ({'source': PICKLES / 'bad_missing_tensor.pkl'}, 'missing model.map_layer0.weight'),
+    ({'source': PICKLES / 'bad_unexpected_tensor.pkl'}, 'not used model.extra'),
+    ({'source': PICKLES / 'bad_wrong_shape.pkl'}, r'is \(4, 5\) and must be \(4, 4\)'),
+])
+def test_bad_input_leaves_nothing(fields, match, tmp_path):
+  fields = {name: str(value) if value else value for name, value in fields.items()}
+  config = default.get_config()
+  config.convert.update({'source': str(PICKLES / 'edm_song_cond.pkl'), **fields})
+  with pytest.raises(ValueError, match=match):
+    job.plan(config, str(tmp_path / 'a' / 'model'))
+  assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite(tmp_path):
+  def spoil(tensors):
+    return {'out.0.weight': np.where(np.arange(32) == 3, np.nan, tensors['out.0.weight']).astype(
+        np.float32)}
+  source, fields = adm_file(tmp_path, 'adm_uncond_ssn_updown', spoil)
+  with pytest.raises(ValueError, match='got NaN or infinity in out.0.weight;'):
+    convert(source, tmp_path / 'model', **fields)
+
+
+def test_a_network_whose_answer_is_not_finite(tmp_path):
+  def spoil(tensors):
+    return {'out.2.weight': np.full_like(tensors['out.2.weight'], 3e38)}
+  source, fields = adm_file(tmp_path, 'adm_uncond_ssn_updown', spoil)
+  plan = job.plan(configured(source, **fields), str(tmp_path / 'model'))
+  with pytest.raises(FloatingPointError, match='answer of the network must be finite .* nothing'):
+    job.run(plan, progress.silent)
+  assert not (tmp_path / 'model').exists()
+
+
+def test_reference_numbers_that_are_not(tmp_path):
+  shutil.copy(PICKLES / 'edm_song_cond.pkl', tmp_path / 'net.pkl')
+  for content in ({'x': np.zeros((1, 4, 4, 3)), 'D_f32': np.zeros((1, 4, 4, 3))}, None):
+    with open(tmp_path / 'net.expected.npz', 'wb') as file:
+      np.savez(file, **content) if content else file.write(b'PK\3\4 no archive')
+    with pytest.raises(ValueError, match='net.expected.npz must hold .*; take it away'):
+      convert(tmp_path / 'net.pkl', tmp_path / 'model')
+
+
+def test_the_command_line(tmp_path):
+  bad = run_main(tmp_path, '--mode=convert', '--workdir=a/model',
+                 f'--config.convert.source={PICKLES / "bad_wrong_shape.pkl"}')
+  assert (bad.returncode, bad.stdout, list(tmp_path.iterdir())) == (2, '', [])
+  line, = bad.stderr.splitlines()
+  assert line.startswith(f'main.py: convert: {PICKLES}/bad_wrong_shape.pkl: tensors must be those')
+  good = run_main(tmp_path, '--mode=convert', '--workdir=a/model',
+                  f'--config.convert.source={PICKLES / "baseline_ve.pkl"}')
+  assert (good.returncode, good.stderr) == (0, '')
+  assert 'preconditioning ve, 8x8x3, no classes, sigma from 0.02 to 100' in good.stdout
+  sampled = run_main(tmp_path, '--config.model.path=a/model', '--config.seeds=0-1',
+                     '--config.batch_size=2', '--config.schedule.num_steps=2')
+  assert sampled.returncode == 0, sampled.stderr

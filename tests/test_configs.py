@@ -1,0 +1,67 @@
+"""Every config loads, names a published file, and makes a grid and a solver on it."""
+
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import samplers
+from configs import default, published
+from convert import published as files
+
+FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
+MODELS = sorted(path.stem for path in FOLDER.glob('*.py')
+                if path.stem.startswith(('edm_', 'adm_')))
+
+
+def variants(name):
+  """(config, argument) of every variant of a config with every solver."""
+  module = importlib.import_module(f'configs.{name}')
+  known = [f'{variant},' for variant in getattr(module, 'VARIANTS', ())] or ['']
+  for start in known:
+    for solver in published.SCHEDULES:
+      yield module.get_config(start + solver), start + solver
+  yield module.get_config(), 'default'
+
+
+def test_all_published_models_of_pixels_have_a_config():
+  sources = {config.convert.source for name in MODELS for config, _ in variants(name)}
+  edm = {f'{kind}-{data}-{end}.pkl' for kind in ('edm', 'baseline') for data, end in (
+      *((f'{data}-{size}', f'uncond-{network}') for network in ('vp', 've') for data, size in (
+          ('cifar10', '32x32'), ('ffhq', '64x64'), ('afhqv2', '64x64'))),
+      ('cifar10-32x32', 'cond-vp'), ('cifar10-32x32', 'cond-ve'), ('imagenet-64x64', 'cond-adm'))}
+  # Super-resolution needs images to start from; classifiers come with their models.
+  adm = {f'{name}.pt' for name in files.ADM if not name.endswith(('upsampler', 'classifier'))}
+  assert sources == edm | adm
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_config_is_a_run(name):
+  text = (FOLDER / f'{name}.py').read_text()
+  for config, argument in variants(name):
+    assert set(config.to_dict()) == set(default.get_config().to_dict())
+    with pytest.raises(AttributeError):
+      config.solvr = 1  # Locked.
+    assert config.model.path == f'checkpoints/{config.convert.source.rsplit(".", 1)[0]}', argument
+    fields = {field: value for field, value in config.schedule.to_dict().items()
+              if value is not None}
+    sigmas = samplers.schedule(**{'sigma_min': 0.002, 'sigma_max': 80.0, **fields})
+    assert samplers.make(config.solver.name, sigmas).nfe >= 10, argument
+    if config.guidance.classifier is not None:
+      stem = config.guidance.classifier.removeprefix('checkpoints/')
+      assert stem in files.ADM and f'{stem}.pt' in text
+      assert (config.schedule.name, config.schedule.rho, config.limit) == (
+          'time_uniform', 1.0, 'clip')
+  assert re.search(r'^from https://\S+/$', text, re.MULTILINE) and "The paper's FID" in text
+
+
+@pytest.mark.parametrize('call, message', [
+    (lambda: importlib.import_module('configs.edm_cifar10').get_config('uncond'),
+     'variant must be one of uncond-vp, .*, got .uncond.; such as uncond-vp or uncond-vp,dpmpp'),
+    (lambda: importlib.import_module('configs.adm_imagenet256').get_config('ddpm'),
+     'solver must be one of ipndm, .*, got .ddpm.'),
+])
+def test_bad_arguments_are_one_clear_line(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
