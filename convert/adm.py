@@ -251,11 +251,11 @@ def module_names(network: nn.Module) -> dict[tuple[str, ...], str]:
 
 
 def _heads(network, module, channels):
+  """Number of heads in a module with so many channels."""
   if network.channels_per_head:
     return channels // network.channels_per_head
   decoder = module.startswith('dec_') and '_block' in module
-  return getattr(network, 'num_heads_up', 0) if decoder and network.num_heads_up else (
-      network.num_heads)
+  return (decoder and network.num_heads_up) or network.num_heads
 
 
 def _config(given, diffusion, classifier, low_res):

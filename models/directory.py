@@ -50,7 +50,7 @@ def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
                      f'{", ".join(config) or "none"}; add what is missing, take out the rest')
   if path.exists():
     raise ValueError(f'save: directory must not exist, got {path}; choose another or delete it')
-  params = jax.tree.map(lambda value: np.asarray(value).astype(dtype), params)
+  params = jax.tree.map(lambda value: np.asarray(value).astype(dtype, copy=False), params)
   temporary = path.with_name(f'.{path.name}.partial')
   shutil.rmtree(temporary, ignore_errors=True)
   try:
