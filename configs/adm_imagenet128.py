@@ -22,6 +22,6 @@ from configs import published
 
 def get_config(solver: str = 'ipndm') -> ml_collections.ConfigDict:
   """Returns the config for a solver, see above."""
-  config = published.get_config('128x128_diffusion.pt', solver)
+  config = published.get_config('128x128_diffusion.pt', 128, solver)
   published.guide(config, '128x128_classifier.pt', scale=0.5)
   return config

@@ -22,6 +22,6 @@ from configs import published
 
 def get_config(solver: str = 'ipndm') -> ml_collections.ConfigDict:
   """Returns the config for a solver, see above."""
-  config = published.get_config('256x256_diffusion.pt', solver)
+  config = published.get_config('256x256_diffusion.pt', 256, solver)
   published.guide(config, '256x256_classifier.pt', scale=1.0)
   return config

@@ -22,6 +22,6 @@ from configs import published
 
 def get_config(solver: str = 'ipndm') -> ml_collections.ConfigDict:
   """Returns the config for a solver, see above."""
-  config = published.get_config('512x512_diffusion.pt', solver)
+  config = published.get_config('512x512_diffusion.pt', 512, solver)
   published.guide(config, '512x512_classifier.pt', scale=4.0)
   return config

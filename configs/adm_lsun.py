@@ -23,4 +23,4 @@ VARIANTS = ('bedroom', 'cat', 'horse', 'horse_nodropout')
 def get_config(arg: str = 'bedroom') -> ml_collections.ConfigDict:
   """Returns the config of a variant, see above."""
   variant, solver = published.split(arg, VARIANTS)
-  return published.get_config(f'lsun_{variant}.pt', solver)
+  return published.get_config(f'lsun_{variant}.pt', 256, solver)

@@ -16,6 +16,8 @@ def get_group() -> ml_collections.ConfigDict:
   # Or, for a network of the user's own, a JSON file with the flags it was trained with, such as
   # {"image_size": 64, "num_channels": 192}, or with the arguments of UNetModel.
   convert.architecture = config_dict.placeholder(str)
+  # Side of the network's images in pixels, to be told early of a wrong file; None: any.
+  convert.resolution = config_dict.placeholder(int)
   convert.sha256 = config_dict.placeholder(str)  # That the file must have, in hex; None: any.
   convert.dtype = 'float32'  # Of the parameters on disk: 'float32', 'float16' or 'bfloat16'.
   convert.self_check = True  # Evaluate the network once before it is written.

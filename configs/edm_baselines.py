@@ -25,4 +25,5 @@ VARIANTS = (*(f'{start}-{network}' for start in _STARTS for network in ('vp', 'v
 def get_config(arg: str = 'cifar10-32x32-uncond-vp') -> ml_collections.ConfigDict:
   """Returns the config of a variant, see above."""
   variant, solver = published.split(arg, VARIANTS)
-  return published.get_config(f'baseline-{variant}.pkl', solver)
+  resolution = 32 if '32x32' in variant else 64
+  return published.get_config(f'baseline-{variant}.pkl', resolution, solver)

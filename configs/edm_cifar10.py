@@ -23,4 +23,4 @@ VARIANTS = ('uncond-vp', 'uncond-ve', 'cond-vp', 'cond-ve')
 def get_config(arg: str = 'uncond-vp') -> ml_collections.ConfigDict:
   """Returns the config of a variant, see above."""
   variant, solver = published.split(arg, VARIANTS)
-  return published.get_config(f'edm-cifar10-32x32-{variant}.pkl', solver)
+  return published.get_config(f'edm-cifar10-32x32-{variant}.pkl', 32, solver)

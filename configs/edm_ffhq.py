@@ -22,4 +22,4 @@ VARIANTS = ('uncond-vp', 'uncond-ve')
 def get_config(arg: str = 'uncond-vp') -> ml_collections.ConfigDict:
   """Returns the config of a variant, see above."""
   variant, solver = published.split(arg, VARIANTS)
-  return published.get_config(f'edm-ffhq-64x64-{variant}.pkl', solver)
+  return published.get_config(f'edm-ffhq-64x64-{variant}.pkl', 64, solver)

@@ -21,4 +21,4 @@ VARIANTS = ('cond-adm',)
 def get_config(arg: str = 'cond-adm') -> ml_collections.ConfigDict:
   """Returns the config of a variant, see above."""
   variant, solver = published.split(arg, VARIANTS)
-  return published.get_config(f'edm-imagenet-64x64-{variant}.pkl', solver)
+  return published.get_config(f'edm-imagenet-64x64-{variant}.pkl', 64, solver)

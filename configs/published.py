@@ -21,7 +21,7 @@ EDM_URL = 'https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/'
 ADM_URL = 'https://openaipublic.blob.core.windows.net/diffusion/jul-2021/'
 
 
-def get_config(file: str, solver: str = 'ipndm') -> ml_collections.ConfigDict:
+def get_config(file: str, resolution: int, solver: str = 'ipndm') -> ml_collections.ConfigDict:
   """Returns the config of a published model: how it is converted and sampled.
 
   --mode=convert reads `file` from the folder where main.py runs; the model directory is expected in
@@ -29,6 +29,7 @@ def get_config(file: str, solver: str = 'ipndm') -> ml_collections.ConfigDict:
 
   Args:
     file: name of the published file.
+    resolution: side of its images in pixels.
     solver: a key of SCHEDULES.
 
   Returns:
@@ -42,6 +43,7 @@ def get_config(file: str, solver: str = 'ipndm') -> ml_collections.ConfigDict:
                      'chosen by --config.solver.name, with its --config.schedule')
   config = default.get_config()
   config.convert.source = file
+  config.convert.resolution = resolution
   config.model.path = f'checkpoints/{file.rsplit(".", 1)[0]}'
   config.solver.name = solver
   config.schedule.name, options = SCHEDULES[solver]

@@ -79,6 +79,11 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     return Plan(None, None, settings, folder, 0.0)
   converted = convert.read(source, settings.family, published=settings.published,
                            architecture=settings.architecture)
+  side = converted.config['image_shape'][0]
+  if settings.resolution not in (None, side):
+    raise ValueError(f'config.convert.resolution: must be that of the network in {source}, {side}, '
+                     f'got {settings.resolution}; take the file that the config names, or the '
+                     'config of this file')
   oracle = _read_oracle(source, converted.config)
   files.check_folder(folder.absolute().parent)
   return Plan(converted, oracle, settings, folder, time.perf_counter() - started)

@@ -44,6 +44,8 @@ def test_config_is_a_run(name):
     with pytest.raises(AttributeError):
       config.solvr = 1  # Locked.
     assert config.model.path == f'checkpoints/{config.convert.source.rsplit(".", 1)[0]}', argument
+    side = str(config.convert.resolution)
+    assert side in config.convert.source or (side, name) == ('256', 'adm_lsun'), argument
     fields = {field: value for field, value in config.schedule.to_dict().items()
               if value is not None}
     sigmas = samplers.schedule(**{'sigma_min': 0.002, 'sigma_max': 80.0, **fields})

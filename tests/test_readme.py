@@ -131,6 +131,9 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
                     tmp_path / 'checkpoints' / 'edm-cifar10-32x32-uncond-vp')
   monkeypatch.chdir(tmp_path)
   values = parsed(line, monkeypatch)
+  if values.mode == 'convert':
+    assert values.config.convert.resolution == 32
+    values.config.convert.resolution = 8  # Of the small one.
   plan = importlib.import_module(main.MODES[values.mode]).plan(values.config, values.workdir)
   if values.mode == 'generate':
     assert plan.table.nfe > 0

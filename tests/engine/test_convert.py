@@ -136,6 +136,7 @@ def test_sha256_is_compared_before_anything_is_read(tmp_path, monkeypatch):
     ({'family': 'sfd'}, 'family must be edm, as its tensors show, got sfd'),
     ({'published': 'lsun'}, "unknown published checkpoint 'lsun'"),
     ({'published': 'lsun_cat'}, 'must be left out, as the file tells its own, got lsun_cat'),
+    ({'resolution': 32}, 'resolution: must be that of the network in .*, 8, got 32; take the file'),
     ({'dtype': 'float8'}, "unknown dtype 'float8'"),
     ({'sha256': 'abc'}, "sha256: must be 64 digits in hex, got 'abc'"),
     ({'source': PICKLES / 'amed_predictor.pkl'}, 'got AMED_predictor, the predictor of a learned'),
@@ -145,7 +146,8 @@ def test_sha256_is_compared_before_anything_is_read(tmp_path, monkeypatch):
     ({'source': PICKLES / 'bad_wrong_shape.pkl'}, r'is \(4, 5\) and must be \(4, 4\)'),
 ])
 def test_bad_input_leaves_nothing(fields, match, tmp_path):
-  fields = {name: str(value) if value else value for name, value in fields.items()}
+  fields = {name: str(value) if name == 'source' and value else value
+            for name, value in fields.items()}
   config = default.get_config()
   config.convert.update({'source': str(PICKLES / 'edm_song_cond.pkl'), **fields})
   with pytest.raises(ValueError, match=match):

@@ -1,0 +1,131 @@
+"""From published files to images: every preconditioning, both containers, guidance."""
+
+import json
+import lzma
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import models
+from configs import default
+from convert import containers
+from engine import generate
+from tests import reference
+from tests.convert import writing
+from tests.engine.test_convert import convert
+from tests.models import test_adm_nets, test_edm_nets
+from tests.test_main import run_main
+
+PICKLES = reference.GOLDEN / 'edm_pickles'
+NETS = reference.GOLDEN / 'adm_nets'
+KWARGS = {case['id']: case.get('kwargs')
+          for case in json.loads((NETS / 'manifest.json').read_text())['cases']}
+
+
+def module(tensors):
+  """A module of EDM's pickles from the dotted names of its tensors."""
+  own, inner = {}, {}
+  for name, array in tensors.items():
+    first, _, rest = name.partition('.')
+    if rest:
+      inner.setdefault(first, {})[rest] = array
+    else:
+      own[first] = writing.parameter(np.float32(array))
+  return writing.persistent('Module', writing.state(
+      own, modules={name: module(parts) for name, parts in inner.items()}))
+
+
+def write_vp(path):
+  """A file of a network under VP preconditioning, of which none is recorded as a pickle."""
+  case = test_edm_nets.CASES['ddpmpp_u_vp']
+  settings = dict(test_edm_nets.NETWORKS[case['network']]['init_kwargs'])
+  settings |= {'img_channels': settings.pop('in_channels'), 'model_type': 'SongUNet'}
+  del settings['out_channels']
+  arrays = test_edm_nets.ARRAYS
+  instance = writing.state(modules={'model': module(arrays[f'weights_{case["network"]}'])},
+                           _init_args=(), _init_kwargs=settings)
+  path.write_bytes(writing.dumps({'ema': writing.persistent('VPPrecond', instance)}))
+  return arrays['case_ddpmpp_u_vp'], case
+
+
+@pytest.mark.parametrize('name', ['edm_song_cond', 'edm_adm_easydict', 'baseline_ve',
+                                  'baseline_iddpm', 'sfd_student', 'vp'])
+def test_every_preconditioning_of_edm_is_converted_and_sampled(name, tmp_path):
+  source = PICKLES / f'{name}.pkl'
+  if name == 'vp':
+    source = tmp_path / 'vp.pkl'
+    arrays, case = write_vp(source)
+  convert(source, tmp_path / 'model', self_check=False)
+  model = models.load(tmp_path / 'model')
+  assert model.config['preconditioning']['name'] == {
+      'baseline_ve': 've', 'baseline_iddpm': 'iddpm', 'vp': 'vp'}.get(name, 'edm')
+  if name == 'vp':
+    denoised = test_edm_nets.quickly(model.denoise)(np.float32(arrays['x']),
+                                                    np.float32(arrays['sigma']))
+    bound = 4 * case['max_abs_float32_minus_float64']['D']  # As in test_edm_nets.
+    assert abs(np.float64(denoised) - arrays['D_f64']).max() < bound
+  config = default.get_config()
+  config.model.path = str(tmp_path / 'model')
+  config.update_from_flattened_dict({
+      'seeds': '0-1', 'batch_size': 2, 'schedule.num_steps': 2, 'labels': 'random'})
+  generate.run(generate.plan(config, str(tmp_path / 'out')))
+  manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())
+  assert manifest['model']['source']['sha256'] == containers.read(source).sha256
+  with Image.open(tmp_path / 'out' / '000001.png') as picture:
+    assert np.asarray(picture).std() > 1  # Random weights paint no picture, but no flat one.
+
+
+def test_adm_in_both_containers_with_and_without_guidance(tmp_path):
+  for name in ('adm_uncond_ssn_updown', 'adm_plain_conv_resample', 'cls_attention'):
+    (tmp_path / f'{name}.pt').write_bytes(lzma.decompress((NETS / f'{name}.pt.xz').read_bytes()))
+    (tmp_path / f'{name}.json').write_text(json.dumps(KWARGS[name]))
+    result = run_main(tmp_path, '--mode=convert', f'--workdir={name}',
+                      f'--config.convert.source={name}.pt',
+                      f'--config.convert.architecture={name}.json')
+    assert result.returncode == 0, result.stderr
+  kinds = {containers.read(tmp_path / f'{name}.pt').container
+           for name in ('adm_uncond_ssn_updown', 'adm_plain_conv_resample')}
+  assert kinds == {'torch_zip', 'torch_legacy'}
+  small = ('--config.seeds=0-1', '--config.batch_size=2', '--config.schedule.num_steps=2')
+  runs = {'plain': ['--config.model.path=adm_plain_conv_resample'],
+          'unguided': ['--config.model.path=adm_uncond_ssn_updown'],
+          'guided': ['--config.model.path=adm_uncond_ssn_updown', '--config.limit=clip',
+                     '--config.guidance.classifier=cls_attention', '--config.guidance.scale=3',
+                     '--config.labels=7']}
+  for workdir, flags in runs.items():
+    result = run_main(tmp_path, *small, *flags, f'--workdir={workdir}')
+    assert result.returncode == 0, result.stderr
+  manifest = json.loads((tmp_path / 'guided' / 'manifest.json').read_text())
+  assert manifest['labels'] == [7, 7] and manifest['guidance']['classifier'] == 'cls_attention'
+  pictures = [(tmp_path / workdir / '000000.png').read_bytes() for workdir in runs]
+  assert len(set(pictures)) == 3
+
+
+def test_class_conditional_adm_is_converted_and_sampled(tmp_path):
+  name = 'adm_cond_legacy_order'
+  (tmp_path / 'net.safetensors').write_bytes(writing.safetensors(test_adm_nets.tensors(name)))
+  (tmp_path / 'flags.json').write_text(json.dumps(KWARGS[name]))
+  report = convert(tmp_path / 'net.safetensors', tmp_path / 'model', self_check=False,
+                   architecture=str(tmp_path / 'flags.json'))
+  assert '10 classes' in report
+  model = models.load(tmp_path / 'model')
+  arrays = reference.load('adm_nets')[1]['cg_wrapper']  # Without guidance, at its first level.
+  x, sigma = arrays['x'][0], arrays['sigma'][0]
+  denoised, v = test_edm_nets.quickly(model.denoise_variance)(
+      np.float32(x), np.float32(sigma), arrays['y'])
+  expected = x - sigma * arrays['model_output64'][0][..., :3]
+  assert abs(denoised - expected).max() < 1e-4 * (1 + sigma)
+  assert abs(v - arrays['model_output64'][0][..., 3:]).max() < 1e-4
+
+
+def test_parameters_load_in_the_precision_asked_for(tmp_path):
+  convert(PICKLES / 'edm_song_cond.pkl', tmp_path / 'model', self_check=False)
+  whole = models.load(tmp_path / 'model').params
+  half = models.load(tmp_path / 'model', dtype='bfloat16').params
+  for ours, theirs in zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True):
+    assert ours.dtype.name == 'bfloat16' and theirs.dtype == np.float32
+    np.testing.assert_array_equal(ours, theirs.astype(ours.dtype))
+  with pytest.raises(ValueError, match="unknown dtype 'float8'"):
+    models.load(tmp_path / 'model', dtype='float8')
