@@ -57,6 +57,8 @@ def _parse(argv):
     flags.FLAGS.set_default('config', _DEFAULT)
     return flags.FLAGS(argv)
   except flags.Error as error:
+    if 'parsing config file' in str(error):  # With a traceback of the user's program.
+      _fail(commandline.explain(error, argv, _DEFAULT))
     if 'as a ConfigDict' in str(error):
       error = f'{str(error).split(":")[0]}: is a group; set its fields, as in --config.solver.name'
     _fail(f'{error}; see --help and configs/default.py')

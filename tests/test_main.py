@@ -66,6 +66,9 @@ def test_overrides_reach_the_files(tmp_path):
     (['--config.solver=heun'], 'flag --config.solver=heun: is a group; set its fields, as in'),
     (['--config=nofile.py'], '--config: must be a Python file with get_config(), got nothing at'),
     (['--config=file'], '--config: file must give a config by get_config(), got SyntaxError'),
+    ([f'--config={ROOT}/configs/edm_cifar10.py:bad'],
+     f'--config: {ROOT}/configs/edm_cifar10.py must give a config by get_config(), got ValueError: '
+     'variant must be one of uncond-vp, '),
     (['word'], "takes flags only, got 'word'; a flag starts with --"),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
 ])
