@@ -1,0 +1,1 @@
+"""DPM-Solver with adaptive steps."""

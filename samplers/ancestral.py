@@ -1,0 +1,1 @@
+"""k-diffusion's stochastic solvers."""

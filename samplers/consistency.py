@@ -1,0 +1,1 @@
+"""Samplers of consistency models: one step, several, progressive distillation."""

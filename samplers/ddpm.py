@@ -1,0 +1,1 @@
+"""Discrete-time sampling: DDPM with fixed and learned variances, the variational bound."""

@@ -1,0 +1,1 @@
+"""Linear measurements of images: operators, and samples that agree with what was measured."""

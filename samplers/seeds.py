@@ -1,0 +1,1 @@
+"""SEEDS and exponential Runge-Kutta solvers: stages with noise of one Brownian path."""

@@ -1,0 +1,1 @@
+"""Operator splitting for guided sampling: LTSP and STSP."""
