@@ -37,19 +37,23 @@ def to_array(name: str, option: str, value: Any) -> np.ndarray:
                      'tuple or array') from None
 
 
-def check_grid(name: str, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
+def check_grid(name: str, sigmas: Sequence[float] | np.ndarray,
+               rising: bool = False) -> np.ndarray:
   """Returns a grid as float64 after checking that it decreases to a level >= 0.
+
+  A level may be repeated, as rounding to the levels of a network does.
 
   Args:
     name: who asks, for the error.
     sigmas: noise levels.
+    rising: whether a grid that increases from a level > 0 will do too.
 
   Returns:
     np.float64 of shape (n + 1,).
 
   Raises:
-    ValueError: if there are fewer than two levels, one is not a finite number or below 0, or the
-      next is not lower.
+    ValueError: if there are fewer than two levels, one is not a finite number or below 0, the first
+      is 0, or the next is higher.
   """
   levels = to_array(name, 'sigmas', sigmas)
   if levels.ndim != 1 or len(levels) < 2:
@@ -63,12 +67,27 @@ def check_grid(name: str, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
   if levels.min() < 0:
     raise ValueError(f'{name}: sigmas must not go below 0, got {levels.min():g} at index '
                      f'{levels.argmin()}; end the grid at 0 or above')
-  bad = np.flatnonzero(np.diff(levels) >= 0)
-  if bad.size:
-    raise ValueError(f'{name}: sigmas must decrease strictly, got {levels[bad[0] + 1]:g} after '
-                     f'{levels[bad[0]]:g} at index {bad[0] + 1}; sort the levels, highest first, '
-                     'without repeats')
+  bad = np.flatnonzero(np.diff(levels) > 0)
+  if bad.size and (not rising or np.any(np.diff(levels) < 0)):
+    raise ValueError(f'{name}: sigmas must decrease, got {levels[bad[0] + 1]:g} after '
+                     f'{levels[bad[0]]:g} at index {bad[0] + 1}; sort the levels, highest first')
+  if levels[0] == 0:
+    raise ValueError(f'{name}: sigmas must start above 0, got 0 at index 0; a solver starts from '
+                     'and works at levels above 0')
   return levels
+
+
+def distinct(name: str, levels: np.ndarray) -> np.ndarray:
+  """Returns a checked grid with each level once, since a step of length 0 is the identity.
+
+  Raises:
+    ValueError: if there is but one level.
+  """
+  kept = levels[np.concatenate([[True], np.diff(levels) != 0])]
+  if len(kept) < 2:
+    raise ValueError(f'{name}: sigmas must hold two different levels, got {kept[0]:g} alone; widen '
+                     'the range')
+  return kept
 
 
 def lookup(what: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -231,7 +231,7 @@ def explicit(num_steps: int | None = None, sigma_min: float | None = None,
     num_steps: unused, the list gives it.
     sigma_min: unused.
     sigma_max: unused.
-    sigmas: two or more levels, strictly decreasing; the last may be 0.
+    sigmas: two or more levels, decreasing; the last may be 0.
 
   Returns:
     np.float64 of shape (len(sigmas),).

@@ -49,7 +49,9 @@ def make(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False,
 
   Args:
     name: a key of SOLVERS.
-    sigmas: noise levels, shape (n + 1,), strictly decreasing; only the last may be 0.
+    sigmas: noise levels, shape (n + 1,), decreasing; only the last may be 0. A level that is
+      repeated counts once: the step between is the identity. Deterministic solvers also take an
+      increasing grid above 0, which leads from an image to its latent.
     afs: replace the first evaluation by the analytical one (`table.first_step_for_free`).
     denoise_to_zero: one more evaluation at the last level, whose answer is the result; for grids
       that end above 0.
@@ -59,12 +61,16 @@ def make(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False,
     The Table.
 
   Raises:
-    ValueError: if the name or an option is unknown, an option is out of range, the grid does not
-      decrease to a level >= 0, or the solver cannot do what is asked on this grid.
+    ValueError: if the name or an option is unknown, an option is out of range, the grid is neither
+      decreasing nor increasing, or the solver cannot do what is asked on this grid.
   """
   _check_options(name, options | {'afs': afs, 'denoise_to_zero': denoise_to_zero})
-  levels = checks.check_grid(name, sigmas)
-  return _table(name, list(levels), options, afs, denoise_to_zero, np)
+  levels = list(checks.distinct(name, checks.check_grid(name, sigmas, rising=True)))
+  rises = levels[-1] > levels[0]
+  if rises and np.any(_table(name, levels[::-1], options, afs, denoise_to_zero, np).noise):
+    raise ValueError(f'{name}: sigmas must decrease for a solver with noise, got an increasing '
+                     'grid; invert with a deterministic one, such as euler, or sort the levels')
+  return _table(name, levels, options, afs, denoise_to_zero, np)
 
 
 def build(name: str, sigmas: jax.Array, *, final_zero: bool | None = None, afs: bool = False,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from samplers import table as table_lib
+from samplers import noise as noise_lib, table as table_lib
 
-# Streams of a sample's key: rows of the table use fold_in(key, row), imputation another stream.
+# Stream of a sample's key for imputation; `noise` has those of the solver.
 _PROJECT_STREAM = 2**31 - 1
 
 
@@ -44,8 +44,9 @@ def run(table: table_lib.Table,
     denoise: D(x; sigma), result like x; sigma is a scalar. Rows of kind 3 ask its attribute `raw`
       where it has one (thresholding and clipping carry it).
     x: state at the table's first level, x0 + sigma z, shape (batch, height, width, channels).
-    key: one typed key per sample, shape (batch,); a sample's noise depends on its key alone.
-    draw: draw(row, x) -> z like x, in place of a key: replays recorded noise.
+    key: one typed key per sample, shape (batch,): noise along a Brownian path of its own where the
+      table names intervals, see `noise.brownian`. A sample's noise depends on its key alone.
+    draw: draw(row, x) -> z like x, in place of a key: another of `noise`, or recorded noise.
     guide: guidance term in units of eps for rows of kind 1, guide(x, sigma); None is unguided.
     project: imputation where a step ends, project(x, sigma, z) -> x.
     project_draw: draw of the imputation's own noise, in place of a key.
@@ -123,7 +124,7 @@ def _noise_source(table, keys, draw, x):
   if not traced and not np.any(np.asarray(table.noise)):
     return lambda state, r, noise, drawn: state
   if draw is None and keys is not None:
-    draw = functools.partial(_normal, keys)
+    draw = noise_lib.brownian(keys, table.interval)
   if draw is None and not traced:
     raise ValueError('run: a table with noise needs its source, got neither key nor draw; pass '
                      'key=jax.random.split(jax.random.key(0), batch) or a draw')
@@ -147,13 +148,7 @@ def _project_source(project, project_draw, keys):
     raise ValueError('run: project needs a source of noise, got neither key nor project_draw; pass '
                      'one of them (a projection without noise may ignore its z)')
   streams = jax.vmap(lambda key: jax.random.fold_in(key, _PROJECT_STREAM))(keys)
-  return functools.partial(_normal, streams)
-
-
-def _normal(keys, r, x):
-  def one(key):
-    return jax.random.normal(jax.random.fold_in(key, r), x.shape[1:], x.dtype)
-  return jax.vmap(one)(keys)
+  return noise_lib.by_row(streams)
 
 
 def _steps(level) -> np.ndarray:

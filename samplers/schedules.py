@@ -52,12 +52,13 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
     sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays and explicit.
     sigma_max: first level, > sigma_min. Unused by kvp, ays and explicit.
     levels: the levels of a network that knows no others, in any order: every positive level of the
-      grid is replaced by the nearest positive one of them.
+      grid is replaced by the nearest positive one of them. Several may meet in one; the step
+      between equal levels is the identity in every solver.
     **options: the schedule's own, see `schedule_options(name)`.
 
   Returns:
-    np.float64 of shape (num_steps + 1,), strictly decreasing to a level >= 0; beta with a table may
-    be shorter, explicit is as long as its list.
+    np.float64 of shape (num_steps + 1,), decreasing to a level >= 0; beta with a table may be
+    shorter, explicit is as long as its list.
 
   Raises:
     ValueError: if the name or an option is unknown, an option or an end of the range is missing or
@@ -123,11 +124,4 @@ def _round(name, grid, levels):
     got = f'{levels[bad[0]]} at index {bad[0]}' if bad.size and levels.ndim == 1 else levels
     raise ValueError(f'{name}: levels must be a list of finite numbers >= 0, one of them above 0, '
                      f"got {got}; give the network's own levels")
-  rounded = np.where(grid > 0, levels_lib.round_to_levels(grid, levels[levels > 0]), 0.0)
-  twice = np.flatnonzero(np.diff(rounded) >= 0)
-  if twice.size:
-    raise ValueError(f'{name}: num_steps must be low enough for the grid to decrease after '
-                     f'rounding to the {np.sum(levels > 0)} levels, got '
-                     f'{rounded[twice[0]]:g} twice at index {twice[0] + 1}; ask for fewer steps or '
-                     'a wider range')
-  return rounded
+  return np.where(grid > 0, levels_lib.round_to_levels(grid, levels[levels > 0]), 0.0)

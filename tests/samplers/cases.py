@@ -73,3 +73,12 @@ def with_full_order(case):
   """Options of the case without the low-order end that some solvers have by default."""
   lowered = case.name == 'unipc' or case.name == 'dpmpp'
   return {**case.options, 'lower_order_final': False} if lowered else case.options
+
+
+# Every solver that draws, with its noise turned on.
+STOCHASTIC = [
+    Case('ddim', {'eta': 1.0}, 1),
+]
+
+# Of those, the ones whose draws lie on one Brownian path.
+REFINES = [case for case in STOCHASTIC if 'S_churn' not in case.options]

@@ -64,14 +64,24 @@ def test_options_are_the_signatures_defaults():
     ('euler', [5.0, float('nan'), 1.0], {}, 'sigmas must be finite, .* got nan at index 1; check'),
     ('euler', [float('inf'), 1.0], {}, 'sigmas must be finite, at most 1e.18, got inf at index 0'),
     ('euler', [5.0, 1.0, -0.5], {}, 'sigmas must not go below 0, got -0.5 at index 2; end the'),
-    ('euler', [5.0, 5.0, 1.0], {}, 'sigmas must decrease strictly, got 5 after 5 at index 1; sort'),
-    ('euler', [1.0, 5.0], {}, 'sigmas must decrease strictly, got 5 after 1 at index 1'),
-    ('euler', [5.0, 0.0, 0.0], {}, 'sigmas must decrease strictly, got 0 after 0 at index 2'),
+    ('euler', [5.0, 5.0], {}, 'sigmas must hold two different levels, got 5 alone; widen'),
+    ('euler', [5.0, 1.0, 2.0], {}, 'sigmas must decrease, got 2 after 1 at index 2; sort the levels'),
+    ('euler', [0.0, 5.0], {}, 'sigmas must start above 0, got 0 at index 0; a solver'),
+    ('ddim', [1.0, 5.0], {'eta': 1.0}, 'ddim: sigmas must decrease for a solver with noise, got an'),
 ])
 def test_bad_input(name, sigmas, options, message):
   with pytest.raises(ValueError, match=message) as error:
     samplers.make(name, sigmas, **options)
   assert '\n' not in str(error.value) and ('; ' in str(error.value))
+
+
+@pytest.mark.parametrize('name', sorted(samplers.SOLVERS))
+def test_a_repeated_level_counts_once(name):
+  """A step of length 0 is the identity: rounding to the levels of a network makes such steps."""
+  once, twice = (samplers.make(name, sigmas) for sigmas in (
+      [5.0, 3.0, 2.0, 1.0], [5.0, 5.0, 3.0, 2.0, 2.0, 2.0, 1.0]))
+  for left, right in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True):
+    np.testing.assert_array_equal(left, right)
 
 
 def test_levels_that_are_not_numbers():

@@ -73,8 +73,8 @@ def test_bad_tables(name, table, message):
 @pytest.mark.parametrize('sigmas, message', [
     ([1.0], 'two or more levels, got shape .1,.; '),
     ([], 'two or more levels, got shape .0,.; '),
-    ([1.0, 2.0], 'must decrease strictly, got 2 after 1 at index 1; '),
-    ([2.0, 2.0, 0.0], 'must decrease strictly, got 2 after 2 at index 1; '),
+    ([1.0, 2.0], 'must decrease, got 2 after 1 at index 1; '),
+    ([0.0, 0.0], 'must start above 0, got 0 at index 0; '),
     ([2.0, -1.0], 'must not go below 0, got -1 at index 1; '),
     ([2.0, NAN, 1.0], 'must be finite, .* got nan at index 1; '),
     ([INF, 1.0], 'must be finite, .* got inf at index 0; '),
@@ -112,7 +112,6 @@ def test_bad_lists(sigmas, message):
     ('edm', {'levels': []}, 'levels must be a list of finite numbers'),
     ('edm', {'levels': [1.0, NAN]}, 'levels must be .* got nan at index 1; '),
     ('edm', {'levels': [0.0]}, 'levels must be .* one of them above 0'),
-    ('edm', {'levels': [20.0, 1.0]}, 'num_steps must be low enough .* the 2 levels, got .* twice'),
 ])
 def test_bad_options(name, options, message):
   with pytest.raises(ValueError, match=f'^{name}: {message}'):

@@ -316,6 +316,12 @@ def test_rounding_gives_levels_of_the_network_in_any_order_and_never_a_positive_
   assert np.max(np.abs(grid[coarse] / plain[coarse] - 1)) < 0.1
 
 
+def test_rounding_may_repeat_a_level():
+  """More steps than the network has levels: the grid keeps its length, solvers stand still."""
+  grid = schedules.schedule('edm', 5, 0.5, 20.0, levels=[20.0, 1.0])
+  np.testing.assert_array_equal(grid, [20, 1, 1, 1, 1, 0])
+
+
 def test_iddpm_counts_the_ends_of_the_range_whatever_their_last_digits():
   low, high = levels.preconditioning_range('iddpm')
   exact = schedules.schedule('iddpm', 20, low, high)
