@@ -12,7 +12,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 # Jobs: modules with plan(config, workdir) and run(plan, progress), imported when asked for.
-MODES = {'generate': 'engine.generate', 'train': 'engine.train', 'convert': 'engine.convert'}
+MODES = {'generate': 'engine.generate', 'train': 'engine.train', 'convert': 'engine.convert',
+         'invert': 'engine.invert', 'likelihood': 'engine.likelihood'}
 
 _DEFAULT = str(pathlib.Path(__file__).parent / 'configs/default.py')
 _CONFIG = config_flags.DEFINE_config_file(

@@ -23,16 +23,19 @@ MODEL = 'digits'
 def get_config() -> ml_collections.ConfigDict:
   """Returns all fields of a run, locked: a misspelt override is an error."""
   config = ml_collections.ConfigDict()
-  config.seeds = '0-63'  # One image per seed: numbers and ranges, both ends included.
+  # One image per seed: numbers and ranges, both ends included; 'all' images of config.input.
+  config.seeds = '0-63'
   # Who draws latents and random labels from a seed: 'jax', or, to repeat published pictures,
   # 'torch_cpu' or 'torch_cuda', as PyTorch's generators do. The noise of solvers is always JAX's.
   config.seeds_from = 'jax'
   # Classes: 'random' (drawn from the seed), 'balanced' (seed s gets class s mod their number),
-  # 'none', one ('3'), or a list ('0-4,7': seed s gets entry s mod 6).
+  # 'none', one ('3'), a list ('0-4,7': seed s gets entry s mod 6), or 'given' by config.input.
   config.labels = 'random'
   # Images per call of the compiled sampler, over all devices: rounded up to a multiple of their
   # number. The last batch is padded. An image does not depend on it but for rounding.
   config.batch_size = 32
+  # Machines that share a workdir sample contiguous shares of the seeds: '0/4' to '3/4' for four.
+  config.share = '0/1'
 
   config.model = ml_collections.ConfigDict()
   config.model.name = MODEL  # A key of models.BUNDLED.
@@ -50,20 +53,49 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Solver: samplers.make(name, sigmas, **options).
   config.solver = ml_collections.ConfigDict()
-  config.solver.name = 'dpmpp'  # A key of samplers.SOLVERS.
+  config.solver.name = 'dpmpp'  # A key of samplers.SOLVERS or samplers.LOOPS.
   # Options of every solver, as above; one that the chosen solver does not have is an error.
-  _add_options(config.solver, samplers.SOLVERS, samplers.options)
+  _add_options(config.solver, {**samplers.SOLVERS, **samplers.LOOPS}, samplers.options)
+  # Noise of solvers that draw any: 'brownian' (along one path per seed, so that finer grids show
+  # the same image), 'gaussian' (by step), 'two_point' or 'three_point' (weak order 1 and 2).
+  config.noise = 'brownian'
 
   # Limit on the denoised image at each evaluation: 'none', 'clip' (to [-1, 1]) or 'dynamic' (per
   # sample, to its 0.995 quantile), which dpmpp and unipc were published with for pixel models.
   config.limit = 'none'
 
-  # Guidance towards the labels by a classifier of noisy images; each evaluation of the model comes
-  # with one of the classifier and of its gradient.
+  # Guidance, towards the labels but for autoguidance:
+  # 'classifier': by the gradient of a classifier of noisy images; splitting solvers (ltsp, stsp)
+  #   take it in steps of its own.
+  # 'classifier_free': away from what the model says without a class.
+  # 'cfg_plus_plus': the same with a step that stays on the unguided noise, for euler and ddim.
+  # 'autoguidance': away from what a weaker model says.
   config.guidance = ml_collections.ConfigDict()
-  # A model directory, or a key of models.BUNDLED_CLASSIFIERS.
+  config.guidance.method = config_dict.placeholder(str)  # None: 'classifier' where one is given.
+  # Of 'classifier': a model directory, or a key of models.BUNDLED_CLASSIFIERS.
   config.guidance.classifier = config_dict.placeholder(str)
-  config.guidance.scale = 1.0  # Of the classifier's gradient; above 1 trades variety for likeness.
+  config.guidance.weak = config_dict.placeholder(str)  # Of 'autoguidance': as config.model.
+  # A larger one trades variety for likeness; between two networks 1 is none.
+  config.guidance.scale = 1.0
+  config.guidance.interval = config_dict.placeholder(str)  # Guided levels, '0.3,5'; None: all.
+  config.guidance.calls = 1  # Of the network for both answers: 1 (in one batch), or 2.
+
+  # A task with an image given in part; configs/inpaint.py and its neighbours.
+  config.condition = ml_collections.ConfigDict()
+  config.condition.task = config_dict.placeholder(str)  # inpaint, super_resolution or colorize.
+  config.condition.image = config_dict.placeholder(str)  # The picture, whole or as it is given.
+  config.condition.mask = config_dict.placeholder(str)  # Of inpaint: white where it is known.
+  config.condition.factor = 2  # Of super_resolution.
+  config.condition.kernel = 'mean'  # Of super_resolution: 'mean' over blocks, or 'bicubic'.
+  # 'replace' what is known after every step, or follow the 'gradient' of the likelihood.
+  config.condition.method = 'replace'
+  config.condition.scale = 1.0  # Of the gradient.
+
+  # Images to start from, to which the first level's noise is added: early-stopped diffusion. A .npz
+  # file (arr_0, and perhaps their classes as arr_1), a folder of pictures, a picture, or
+  # 'gaussian_digits'. Image s belongs to seed s. The jobs invert and likelihood take theirs here.
+  config.input = ml_collections.ConfigDict()
+  config.input.images = config_dict.placeholder(str)
 
   config.output = ml_collections.ConfigDict()
   # 'png': a file per image, named after its seed. 'npz': samples.npz with arr_0, uint8 (n, height,

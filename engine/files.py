@@ -9,6 +9,7 @@ import collections
 import contextlib
 import os
 import pathlib
+import secrets
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, BinaryIO
@@ -31,7 +32,8 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   Raises:
     OSError: if it cannot be written, with the file and the remedy.
   """
-  temporary = path.with_name(f'.{path.name}{_SUFFIX}')
+  # Other processes may be writing the same file: each has a name of its own.
+  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}{_SUFFIX}')
   try:
     with open(temporary, 'wb') as file:
       yield file

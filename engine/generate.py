@@ -14,18 +14,22 @@ import numpy as np
 import models
 import samplers
 from engine import (
+  batches,
+  conditions,
   devices,
   files,
+  guides,
   images,
+  inputs as inputs_lib,
   progress as progress_lib,
+  resolve,
   results as results_lib,
   sampler,
   seeds as seeds_lib,
+  solvers,
 )
-from samplers import checks
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'pillow', 'ml_collections')
-_GRID = {'columns': (1, 100), 'rows': (1, 100), 'size': (64, 512)}  # Least and most of each.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,12 +40,13 @@ class Plan:
     config: the fields that were given, plain values.
     model: the denoiser.
     schedule: name and arguments of the schedule, defaults filled in.
-    solver: name and options of the solver, defaults filled in.
     sigmas: noise levels, np.float64 (num_steps + 1,).
-    table: the solver on these levels.
+    solver: the solver on these levels.
     limit: limit on the denoised image, a key of sampler.LIMITS.
-    classifier: that guides towards the labels, or None.
-    scale: of its guidance.
+    guide: guidance, or None.
+    condition: task with an image given in part, or None.
+    start: images to start from, or None.
+    share: which of how many machines this is, (index, count).
     seeds_from: who draws latents and random labels, one of seeds.SOURCES.
     labels: np.int32 (n,), below 0 without a class; one for each of results.seeds.
     batch_size: images per call of the compiled sampler, over all devices.
@@ -52,12 +57,13 @@ class Plan:
   config: dict[str, Any]
   model: models.Model
   schedule: dict[str, Any]
-  solver: dict[str, Any]
   sigmas: np.ndarray
-  table: samplers.Table
+  solver: solvers.Solver
   limit: str
-  classifier: models.Classifier | None
-  scale: float
+  guide: guides.Guide | None
+  condition: conditions.Condition | None
+  start: inputs_lib.Pictures | None
+  share: tuple[int, int]
   seeds_from: str
   labels: np.ndarray
   batch_size: int
@@ -80,45 +86,47 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     ValueError: if a field is out of range, or the folder cannot be written to or holds something
       else than a run of this config.
   """
-  given = _given(config.to_dict())
-  for group in ('train', 'convert'):  # Of other jobs.
-    given.pop(group, None)
-  batch_size = _within('batch_size', config.batch_size, 1, 2**16)
-  grid = {name: _within(f'output.grid.{name}', config.output.grid[name], least, most)
-          for name, (least, most) in _GRID.items()}
-  for field, value, known in (('limit', config.limit, sampler.LIMITS),
-                              ('output.format', config.output.format, results_lib.FORMATS),
-                              ('output.uint8_rule', config.output.uint8_rule, images.UINT8_RULES)):
-    if value not in known:
-      raise ValueError(checks.unknown(f'config.{field}', value, known))
-  seeds = seeds_lib.parse(config.seeds)
-  model = _model(config.model)
-  sigmas, schedule = _sigmas(config.schedule.name, given['schedule'], model)
-  table, solver = _table(config.solver.name, given['solver'], sigmas)
-  classifier = _classifier(config.guidance, model)
-  num_classes = classifier.num_classes if classifier else model.num_classes
-  classes = seeds_lib.parse_labels(config.labels, num_classes)
-  if classifier and classes is not None and classes.min() < 0:
+  given = resolve.given(config)
+  batch_size = resolve.batch_size(config)
+  grid = resolve.grid(config.output.grid)
+  resolve.check_names(config)
+  model = resolve.model(config.model)
+  sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
+  solver = solvers.plan(config.solver.name, resolve.options(given['solver']), sigmas, config.noise)
+  if solver.asks_variance and model.apply_variance is None:
+    raise ValueError(f"config.solver.variance: 'learned' must have a model that learned one, got "
+                     f"{model.name}; take 'fixed_small' or 'fixed_large'")
+  guide = guides.plan(config.guidance, model, config.solver.name, sigmas)
+  condition = conditions.plan(config.condition, model.image_shape)
+  if condition and condition.method.how == 'replace' and config.solver.name in samplers.LOOPS:
+    raise ValueError(f"config.condition.method: must be 'gradient' with {config.solver.name}, got "
+                     "'replace'; its steps end at other levels for each image")
+  start = None
+  if config.input.images is not None:
+    start = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
+  seeds = resolve.seeds(config.seeds, start)
+  num_classes = guide.num_classes if guide else model.num_classes
+  labels = resolve.labels(config, seeds, num_classes, start, model.image_shape)
+  if guide and num_classes and labels.min() < 0:
     raise ValueError(f'config.labels: must be classes for a classifier to guide to, got '
                      f"{config.labels!r}; give 'random', 'balanced' or a list")
-  seeds_lib.check_source(config.seeds_from, model.image_shape)
   output = {name: config.output[name] for name in ('format', 'subfolders', 'uint8_rule')}
   identity = {'mode': 'generate',
-              'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
+              'config': {'schedule': schedule, 'solver': solver.identity, 'limit': config.limit,
                          'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'output': output},
               'model': {'name': model.name, 'sha256': model.sha256, **model.config},
-              **_guidance(classifier, config.guidance.scale)}
+              **_extras(guide, condition, start)}
   results = results_lib.Results(
       folder=pathlib.Path(workdir), identity=identity, format=config.output.format,
       subfolders=config.output.subfolders, grid=grid, seeds=seeds)
+  share = seeds_lib.parse_share(config.share)
   results_lib.check(results)
   files.check_folder(workdir)
-  labels = seeds_lib.labels(classes, seeds, num_classes, model.image_shape, config.seeds_from)
-  return Plan(config=given, model=model, schedule=schedule, solver=solver, sigmas=sigmas,
-              table=table, limit=config.limit, classifier=classifier,
-              scale=float(config.guidance.scale), seeds_from=config.seeds_from, labels=labels,
-              batch_size=batch_size, uint8_rule=config.output.uint8_rule, results=results)
+  return Plan(config=given, model=model, schedule=schedule, sigmas=sigmas, solver=solver,
+              limit=config.limit, guide=guide, condition=condition, start=start, share=share,
+              seeds_from=config.seeds_from, labels=labels, batch_size=batch_size,
+              uint8_rule=config.output.uint8_rule, results=results)
 
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
@@ -138,63 +146,64 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   started = time.perf_counter()
   count = len(plan.results.seeds)
   have = f'{count} image{"s" * (count > 1)} in {plan.results.folder}'
-  if results_lib.begin(plan.results):
+  alone = plan.share == (0, 1)
+  if results_lib.begin(plan.results, alone):
     return f'nothing to do: {have} are complete; see manifest.json'
-  missing = results_lib.missing(plan.results)
-  seconds = _sample(plan, missing, progress) if missing.size else {'compile': 0.0, 'sample': 0.0}
-  results_lib.pack(plan.results, plan.labels)
+  own = seeds_lib.of_share(count, plan.share)
+  missing = np.intersect1d(results_lib.missing(plan.results), own)
+  seconds, evaluations = {'compile': 0.0, 'sample': 0.0}, []
+  if missing.size:
+    seconds, evaluations = _sample(plan, missing, len(own) - len(missing), progress)
+  if not alone and (rest := len(results_lib.missing(plan.results))):
+    return (f'share {plan.share[0]}/{plan.share[1]} is complete; of the {have} {rest} are still '
+            'missing, and the share that finishes last completes the run')
   seconds['total'] = time.perf_counter() - started
-  results_lib.complete(plan.results, _manifest(plan, len(missing), seconds))
+  try:
+    results_lib.pack(plan.results, plan.labels, _beside(plan))
+    results_lib.complete(plan.results, _manifest(plan, len(missing), seconds, evaluations))
+  except OSError:
+    if alone or not results_lib.is_complete(plan.results):  # Else another share was faster.
+      raise
   there = f', {count - len(missing)} of them were there' if len(missing) < count else ''
-  guided = f', guided by {plan.classifier.name}' if plan.classifier else ''
-  return (f'{have}{there}: {plan.solver["name"]} on {plan.schedule["name"]}, NFE {plan.table.nfe}'
-          f'{guided}, '
-          f'{seconds["total"]:.1f} s; see grid.png and manifest.json')
+  nfe = plan.solver.nfe if plan.solver.nfe is not None else (
+      f'{np.mean(evaluations):.1f} on average' if evaluations else 'by image')
+  extra = ''.join(f', {part.text}' for part in (plan.guide, plan.condition) if part)
+  if plan.start:
+    extra += f', started from {plan.start.name}'
+  return (f'{have}{there}: {plan.solver.identity["name"]} on {plan.schedule["name"]}, NFE {nfe}'
+          f'{extra}, {seconds["total"]:.1f} s; see grid.png and manifest.json')
 
 
-def _sample(plan, missing, progress):
-  """Samples and writes the images of these indices; returns the seconds it took.
-
-  A batch is computed while the one before it is fetched and written.
-  """
-  started = time.perf_counter()
-  batches = _batches(missing, devices.share_of(plan.batch_size) * devices.count())
+def _sample(plan, missing, done, progress):
+  """Samples and writes the images of these indices; the seconds and evaluations it took."""
   program, constants = sampler_of(plan)
   constants = devices.replicate(constants)
-  with progress('compiling', 1, 'program') as advance:
-    running = program(constants, _inputs(plan, batches[0]))
-    advance()
-  ready = time.perf_counter()
-  total = len(plan.results.seeds)
-  with progress('sampling', total, 'images', done=total - len(missing)) as advance, (
-      files.in_background()) as submit:
-    for indices, following in zip(batches, [*batches[1:], None], strict=True):
-      finished = running
-      if following is not None:
-        running = program(constants, _inputs(plan, following))
-      kept = np.unique(indices)  # Without the padding of the last batch; they are in order.
-      seeds = plan.results.seeds[kept]
-      samples = _finite(devices.merge(finished)[:len(kept)], seeds)
-      pixels = images.to_uint8(samples, plan.uint8_rule)
+  evaluations = []
+  with files.in_background() as submit:
+    def finish(indices, answers):
+      samples, counts = answers
+      seeds = plan.results.seeds[indices]
+      if counts is not None:
+        evaluations.extend(counts.tolist())
+      pixels = images.to_uint8(check_finite(samples, seeds), plan.uint8_rule)
       for seed, image in zip(seeds.tolist(), pixels, strict=True):
         submit(images.write_png, results_lib.path(plan.results, seed), image)
-      advance(len(kept))
-  return {'compile': ready - started, 'sample': time.perf_counter() - ready}
+    seconds = batches.run(missing, plan.batch_size,
+                          lambda indices: program(constants, _inputs(plan, indices)), finish,
+                          progress, 'sampling', done)
+  return seconds, evaluations
 
 
 def sampler_of(plan: Plan) -> tuple[Callable, sampler.Constants]:
   """Returns the compiled sampler of a plan, and what all its images share."""
-  constants = sampler.Constants(plan.model.params, plan.table, np.float32(plan.sigmas[0]))
-  if plan.classifier is None:
-    return sampler.program(plan.model.apply, plan.limit), constants
-  return (sampler.program(plan.model.apply, plan.limit, plan.classifier.apply),
-          constants._replace(classifier=plan.classifier.params, scale=np.float32(plan.scale)))
-
-
-def _batches(indices, size):
-  """Splits indices into batches; the last one repeats its last index up to the full size."""
-  padded = np.minimum(np.arange(-(-len(indices) // size) * size), len(indices) - 1)
-  return indices[padded].reshape(-1, size)
+  solver, guide, condition = plan.solver, plan.guide, plan.condition
+  method = sampler.Method(
+      plan.model.apply_variance if solver.asks_variance else plan.model.apply, solver.solve,
+      solver.splits, solver.asks_variance, plan.limit,
+      guide and guide.method, condition and condition.method)
+  return sampler.program(method), sampler.Constants(
+      plan.model.params, solver.arrays, np.float32(plan.sigmas[0]),
+      guide and guide.constants, condition and condition.constants)
 
 
 def _inputs(plan, indices):
@@ -203,11 +212,37 @@ def _inputs(plan, indices):
   return sampler.Inputs(
       seeds=devices.split(seeds),
       latents=seeds_lib.latents(seeds, plan.model.image_shape, plan.seeds_from),
-      labels=devices.split(plan.labels[indices]) if (
-          plan.model.num_classes or plan.classifier) else None)
+      labels=devices.split(plan.labels[indices]) if plan.model.num_classes or (
+          plan.guide and plan.guide.num_classes) else None,
+      start=devices.split(inputs_lib.to_model(plan.start.take(seeds))) if plan.start else None)
 
 
-def _finite(samples, seeds):
+def _beside(plan):
+  """What grid.png shows beside each image: seed -> (cells before, cells after)."""
+  def cell(caption, image):
+    return caption, images.to_uint8(image)
+  if plan.condition:
+    before = [cell('input', plan.condition.known)]
+    whole = plan.condition.reference
+    after = [] if whole is None else [cell('reference', whole)]
+    return lambda seed: (before, after)
+  if plan.start:
+    return lambda seed: ([('start', plan.start.take(np.array([seed]))[0])], [])
+  return lambda seed: ([], [])
+
+
+def describe(model: models.Model) -> dict[str, Any]:
+  """Returns what a manifest says of the model, and what it was run with."""
+  return {
+      'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+      'versions': {'python': platform.python_version(),
+                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
+      'devices': {'kind': devices.kind(), 'count': devices.count()},
+  }
+
+
+def check_finite(samples: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+  """Returns the samples, or raises FloatingPointError with the seed of one that is not finite."""
   bad = np.flatnonzero(~np.isfinite(samples).all(axis=(1, 2, 3)))
   if bad.size:
     raise FloatingPointError(f'generate: samples must be finite, got a value that is not for seed '
@@ -215,99 +250,27 @@ def _finite(samples, seeds):
   return samples
 
 
-def _model(config):
-  """The model at a path, or one that comes with the project."""
-  if config.path is not None:
-    model = models.load(pathlib.Path(config.path))
-  else:
-    checks.lookup('config.model.name', config.name, models.BUNDLED)
-    model = models.load(config.name)
-  if model.image_shape[-1] not in (1, 3):
-    raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
-                     f'in {model.name}; choose a model in pixel space')
-  return model
+def _extras(guide, condition, start):
+  """What these add to the identity of a run; nothing without."""
+  own = {**(guide.identity if guide else {}), **(condition.identity if condition else {})}
+  if start:
+    own['input'] = {'images': start.name, 'sha256': start.sha256}
+  return own
 
 
-def _classifier(config, model):
-  """The classifier that guides, or None."""
-  if config.classifier is None:
-    if config.scale != 1.0:
-      raise ValueError(f'config.guidance.scale: must be 1 without a classifier, got {config.scale};'
-                       ' set config.guidance.classifier')
-    return None
-  if not np.isfinite(config.scale):
-    raise ValueError(f'config.guidance.scale: must be a finite number, got {config.scale}; 1 is '
-                     'the plain product with the classifier')
-  path = config.classifier
-  classifier = models.load_classifier(
-      path if path in models.BUNDLED_CLASSIFIERS else pathlib.Path(path))
-  for name, wanted, got in (
-      ('images of shape', model.image_shape, classifier.image_shape),
-      ('classes:', model.num_classes or classifier.num_classes, classifier.num_classes)):
-    if wanted != got:
-      raise ValueError(f'config.guidance.classifier: must be for {name} {wanted}, as the model, '
-                       f'got {got} in {classifier.name}; choose the one of the same data')
-  return classifier
-
-
-def _guidance(classifier, scale):
-  """What guidance adds to the identity of a run; nothing without."""
-  if classifier is None:
-    return {}
-  return {'guidance': {'classifier': classifier.name, 'sha256': classifier.sha256,
-                       'scale': float(scale), 'source': classifier.config.get('source')}}
-
-
-def _sigmas(name, given, model):
-  """The grid of noise levels, and the arguments that made it."""
-  arguments = {'sigma_min': model.sigma_min, 'sigma_max': model.sigma_max}
-  arguments |= samplers.schedule_options(name)
-  arguments |= {option: _numbers(option, value) for option, value in given.items()}
-  arguments['name'] = name
-  return samplers.schedule(**arguments), arguments
-
-
-def _table(name, given, sigmas):
-  """The solver on these levels, and the arguments that made it."""
-  options = {option: value for option, value in given.items() if option != 'name'}
-  return samplers.make(name, sigmas, **options), {
-      'name': name, **samplers.options(name), **options}
-
-
-def _numbers(option, value):
-  """A list of numbers written as text; other values, names too, stay as they are."""
-  if not isinstance(value, str) or ',' not in value:
-    return value
-  try:
-    return [float(part) for part in value.split(',')]
-  except ValueError:
-    raise ValueError(f'schedule: {option} must be numbers separated by commas, got {value!r}; such '
-                     "as '80,5,0.5,0'") from None
-
-
-def _within(name, value, least, most):
-  if not checks.is_integer(value) or not least <= value <= most:
-    raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '
-                     'configs/default.py has the usual one')
-  return value
-
-
-def _given(fields):
-  """The fields with a value; None stands for a default that belongs to someone else."""
-  return {name: _given(value) if isinstance(value, dict) else value
-          for name, value in fields.items() if value is not None}
-
-
-def _manifest(plan, sampled, seconds):
+def _manifest(plan, sampled, seconds, evaluations):
+  nfe = plan.solver.nfe
+  if nfe is None:
+    nfe = {'mean': float(np.mean(evaluations)), 'most': max(evaluations)} if evaluations else None
   return {
       'mode': 'generate',
       'config': plan.config,
       'model': {'name': plan.model.name, 'sha256': plan.model.sha256, **plan.model.config},
-      **_guidance(plan.classifier, plan.scale),
+      **_extras(plan.guide, plan.condition, plan.start),
       'schedule': plan.schedule,
       'sigmas': plan.sigmas.tolist(),
-      'solver': plan.solver,
-      'nfe': plan.table.nfe,
+      'solver': plan.solver.identity,
+      'nfe': nfe,
       'uint8_rule': images.UINT8_RULES[plan.uint8_rule],
       'versions': {'python': platform.python_version(),
                    **{name: importlib.metadata.version(name) for name in _PACKAGES}},

@@ -23,7 +23,29 @@ def write_training(path: pathlib.Path, lines: Sequence[Mapping[str, float]], tit
     if name in lines[0]:
       axes.plot(images, [line[name] for line in lines], label=label)
   axes.set(title=title, xlabel='images seen', ylabel='loss', yscale='log')
-  axes.grid(which='both', alpha=0.3)
   axes.legend()
+  _write(path, figure, axes)
+
+
+def write_bound(path: pathlib.Path, sigmas: Sequence[float], bits: Sequence[float],
+                title: str) -> None:
+  """Plots what each step of a chain adds to the bound, whole or not at all.
+
+  Args:
+    path: the PNG file.
+    sigmas: noise level at which each step starts.
+    bits: per dimension, like `sigmas`.
+    title: of the plot.
+  """
+  figure = figure_lib.Figure(figsize=(7, 4), layout='constrained')
+  axes = figure.subplots()
+  axes.plot(sigmas, bits, marker='.')
+  axes.set(title=title, xlabel='noise level where the step starts', xscale='log',
+           ylabel='bits per dimension of the step', yscale='log')
+  _write(path, figure, axes)
+
+
+def _write(path, figure, axes):
+  axes.grid(which='both', alpha=0.3)
   with files.replacing(path) as file:
     figure.savefig(file, format='png', dpi=120)

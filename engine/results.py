@@ -23,7 +23,7 @@ import pathlib
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -84,11 +84,12 @@ def check(results: Results) -> None:
                      f'{folder}; add it to config.seeds or choose another --workdir')
 
 
-def begin(results: Results) -> bool:
+def begin(results: Results, alone: bool = True) -> bool:
   """Makes a checked workdir ready, which may hold an earlier run in any state.
 
   Args:
     results: of the run.
+    alone: whether no other process writes there; else what looks left behind may be its work.
 
   Returns:
     Whether the run is complete; nothing is changed then.
@@ -99,13 +100,13 @@ def begin(results: Results) -> bool:
   folder = results.folder
   firsts = np.unique(results.seeds // _PER_FOLDER * _PER_FOLDER).tolist()
   image_folders = {path(results, seed).parent for seed in firsts}
-  for some in {folder, *image_folders}:
-    files.remove_partial(some)
+  if alone:
+    for some in {folder, *image_folders}:
+      files.remove_partial(some)
   manifest = identity.read_json(folder / _MANIFEST)
   if manifest:
     _remove_parts(results)
-    if (manifest.get('seeds'), manifest.get('grid')) == (results.seeds.tolist(), results.grid) and (
-        all((folder / name).exists() for name in [*manifest['files'], _GRID])):
+    if is_complete(results):
       return True
   if not (folder / identity.NAME).exists():
     identity.write(folder, results.identity)
@@ -116,6 +117,14 @@ def begin(results: Results) -> bool:
       _unpack(results, manifest['seeds'])
     (folder / _MANIFEST).unlink()
   return False
+
+
+def is_complete(results: Results) -> bool:
+  """Says whether the manifest tells of these images, and all files are there."""
+  manifest = identity.read_json(results.folder / _MANIFEST)
+  return bool(manifest) and (
+      (manifest.get('seeds'), manifest.get('grid')) == (results.seeds.tolist(), results.grid)
+      and all((results.folder / name).exists() for name in [*manifest['files'], _GRID]))
 
 
 def missing(results: Results) -> np.ndarray:
@@ -133,24 +142,35 @@ def path(results: Results, seed: int) -> pathlib.Path:
   return folder / f'{seed:06d}.png'
 
 
-def pack(results: Results, labels: np.ndarray) -> None:
+Cell = tuple[str, np.ndarray]
+"""A caption and a picture, uint8 (height, width, 1 or 3)."""
+
+
+def pack(results: Results, labels: np.ndarray,
+         beside: Callable[[int], tuple[list[Cell], list[Cell]]] = lambda seed: ([], [])) -> None:
   """Writes what is made of all images: the grid, and samples.npz for the format npz.
 
   Args:
     results: of the run; no image is missing.
     labels: np.int32 (n,), below 0 without a class.
+    beside: what the grid shows before and after the image of a seed, the same number for all.
 
   Raises:
     OSError: if a file cannot be read or written.
   """
-  shown = results.seeds[:results.grid['columns'] * results.grid['rows']].tolist()
-  captions = [f'seed {seed}' if label < 0 else f'{label}, seed {seed}'
-              for seed, label in zip(shown, labels.tolist(), strict=False)]
-  pictures = np.stack([images.read_png(path(results, seed)) for seed in shown])
+  group = 1 + sum(len(cells) for cells in beside(int(results.seeds[0])))
+  per_row = max(1, results.grid['columns'] // group)
+  cells = []
+  for seed, label in zip(results.seeds[:per_row * results.grid['rows']].tolist(), labels.tolist(),
+                         strict=False):
+    before, after = beside(seed)
+    caption = f'seed {seed}' if label < 0 else f'{label}, seed {seed}'
+    cells += [*before, (caption, images.read_png(path(results, seed))), *after]
+  captions, pictures = zip(*cells, strict=True)
   images.write_png(results.folder / _GRID, images.grid(
-      pictures, captions, results.grid['columns'], results.grid['size']))
+      np.stack(pictures), captions, per_row * group, results.grid['size']))
   if results.format == 'npz':
-    _write_npz(results, labels, pictures.shape[1:])
+    _write_npz(results, labels, pictures[0].shape)
 
 
 def complete(results: Results, manifest: dict[str, Any]) -> None:

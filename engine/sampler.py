@@ -1,5 +1,6 @@
 """The compiled sampler: one image per seed, a share of the batch on every device."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from types import MappingProxyType
@@ -9,11 +10,35 @@ import jax
 import jax.numpy as jnp
 
 import samplers
-from engine import devices, seeds as seeds_lib
+from engine import conditions, devices, guides, seeds as seeds_lib
 
 LIMITS = MappingProxyType({'none': lambda denoise: denoise, 'clip': samplers.guidance.clip,
                            'dynamic': samplers.guidance.dynamic_threshold})
 """Limits on the denoised image by name, functions from denoiser to denoiser."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How samples are made: all that shapes the program; equal methods share one.
+
+  Attributes:
+    apply: of the model: (params, x, sigma, labels) -> D(x; sigma), for a solver that asks for the
+      variance (D, v).
+    solve: runs the solver, see `solvers.Solver`.
+    splits: whether the solver takes the gradient's part of the guidance in rows of its own.
+    asks_variance: whether it wants (D, v) of the denoiser.
+    limit: a key of LIMITS.
+    guide: what changes the denoiser, None without guidance.
+    condition: what the samples have to agree with, None without.
+  """
+
+  apply: Callable[..., Any]
+  solve: Callable[..., tuple[jax.Array, jax.Array | None]]
+  splits: bool
+  asks_variance: bool
+  limit: str
+  guide: guides.Method | None = None
+  condition: conditions.Method | None = None
 
 
 class Constants(NamedTuple):
@@ -21,17 +46,17 @@ class Constants(NamedTuple):
 
   Attributes:
     params: of the model.
-    table: the solver; tables of equal rows and slots share the program.
+    solver: coefficients; tables of equal rows and slots share the program.
     sigma_first: first noise level of the grid, a float32 scalar.
-    classifier: parameters of the classifier that guides, None without.
-    scale: of its guidance, a float32 scalar, None without.
+    guide: arrays of the guidance, None without.
+    condition: arrays of the condition, None without.
   """
 
   params: Any
-  table: samplers.Table
+  solver: Any
   sigma_first: Any
-  classifier: Any = None
-  scale: Any = None
+  guide: guides.Constants | None = None
+  condition: conditions.Constants | None = None
 
 
 class Inputs(NamedTuple):
@@ -41,54 +66,89 @@ class Inputs(NamedTuple):
     seeds: uint32 (batch,); the solver's noise comes from them.
     latents: float32 (batch, height, width, channels), standard normal.
     labels: int32 (batch,), below 0 without a class; None where nothing knows classes.
+    start: images under the latents, like them, in model units; None: nothing but noise.
   """
 
   seeds: Any
   latents: Any
   labels: Any
+  start: Any = None
 
 
-def sample(constants: Constants, inputs: Inputs, *, apply: Callable[..., jax.Array], limit: str,
-           log_prob: Callable[..., jax.Array] | None = None) -> jax.Array:
+def sample(constants: Constants, inputs: Inputs, *,
+           method: Method) -> tuple[jax.Array, jax.Array | None]:
   """Samples one image per seed; pure.
 
-  Image i depends on seed, latent and label i alone. It is the same bit for bit at any place of a
-  batch and in any company; another batch size changes the order of sums, so the last digits.
+  Image i depends on seed, latent, label and start i alone. It is the same bit for bit at any place
+  of a batch and in any company; another batch size changes the order of sums, so the last digits.
+
+  Guidance between two networks acts first, the limit on what comes of it, and the gradient of a
+  classifier or a condition last, as guided-diffusion does: a limited image is pulled further.
 
   Args:
     constants: what all images share.
     inputs: what belongs to each image.
-    apply: of the model.
-    limit: a key of LIMITS; it acts on the guided image.
-    log_prob: `apply` of the classifier that guides towards inputs.labels, or None.
+    method: how.
 
   Returns:
-    Samples in model units, float32 like the latents.
+    Samples in model units, float32 like the latents; evaluations of the network per image, int32
+    (batch,), or None where the table tells.
   """
-  def denoise(x, sigma):
-    return apply(constants.params, x, sigma, inputs.labels)
-  def log_prob_of_labels(x, sigma):
-    every = log_prob(constants.classifier, x, sigma)
-    return jnp.take_along_axis(every, inputs.labels[:, None], axis=1)[:, 0]
-  if log_prob is not None:
-    denoise = samplers.guidance.classifier(denoise, log_prob_of_labels, constants.scale)
-  return samplers.run(constants.table, LIMITS[limit](denoise),
-                      constants.sigma_first * inputs.latents,
-                      key=seeds_lib.keys(inputs.seeds, seeds_lib.NOISE))
+  def evaluate(x, sigma, labels=inputs.labels):
+    return method.apply(constants.params, x, sigma, labels)
+
+  def plain(x, sigma, labels=inputs.labels):
+    answer = evaluate(x, sigma, labels)
+    return answer[0] if method.asks_variance else answer
+
+  def limited(denoise, guide=method.guide):
+    if guide:
+      denoise = guides.between_networks(guide, constants.guide, denoise, inputs.labels)
+    return LIMITS[method.limit](denoise)
+
+  def with_variance(x, sigma):
+    denoised, variance = evaluate(x, sigma)  # Once; only another label is asked for again.
+    def again(x, sigma, labels=inputs.labels):
+      return denoised if labels is inputs.labels else plain(x, sigma, labels)
+    guide = method.guide and dataclasses.replace(method.guide, calls=2)
+    return limited(again, guide)(x, sigma), variance
+
+  denoise = limited(plain)
+  log_prob = _sum([
+      guides.log_prob(method.guide, constants.guide, inputs.labels) if method.guide else None,
+      conditions.log_prob(method.condition, constants.condition, plain) if (
+          method.condition) else None])
+  guide = None
+  if log_prob is not None and method.splits:
+    guide = samplers.guidance.classifier_term(log_prob, 1.0)
+  elif log_prob is not None:  # Solvers that ask for the variance split.
+    denoise = samplers.guidance.classifier(denoise, log_prob, 1.0)
+  if method.asks_variance:
+    denoise = with_variance
+  x = constants.sigma_first * inputs.latents
+  return method.solve(
+      constants.solver, denoise, x if inputs.start is None else inputs.start + x,
+      keys=seeds_lib.keys(inputs.seeds, seeds_lib.NOISE), guide=guide,
+      project=conditions.project(method.condition, constants.condition) if (
+          method.condition) else None)
 
 
 @functools.cache
-def program(apply: Callable[..., jax.Array], limit: str,
-            log_prob: Callable[..., jax.Array] | None = None,
-            ) -> Callable[[Constants, Inputs], jax.Array]:
+def program(method: Method) -> Callable[[Constants, Inputs], Any]:
   """Returns `sample` on all devices; equal arguments give the same function, so one compilation.
 
   Args:
-    apply: of the model.
-    limit: a key of LIMITS.
-    log_prob: as in `sample`.
+    method: how.
 
   Returns:
     A function of (Constants, Inputs) as `devices.spread` describes.
   """
-  return devices.spread(functools.partial(sample, apply=apply, limit=limit, log_prob=log_prob))
+  return devices.spread(functools.partial(sample, method=method))
+
+
+def _sum(log_probs):
+  """The sum of log probabilities, None of none: independent pieces of evidence."""
+  given = [log_prob for log_prob in log_probs if log_prob is not None]
+  if not given:
+    return None
+  return lambda x, sigma: functools.reduce(jnp.add, (log_prob(x, sigma) for log_prob in given))

@@ -90,6 +90,40 @@ def parse_labels(text: str, num_classes: int) -> np.ndarray | None:
   return np.concatenate([np.arange(first, last + 1, dtype=np.int32) for first, last in ranges])
 
 
+def parse_share(text: str) -> tuple[int, int]:
+  """Reads which of how many shares of the seeds a machine has, such as '0/4'.
+
+  Args:
+    text: index, a slash, count.
+
+  Returns:
+    (index, count).
+
+  Raises:
+    ValueError: if it is not of this form, or the index is not below the count.
+  """
+  match = re.fullmatch(r'([0-9]{1,6})/([0-9]{1,6})', str(text).strip())
+  index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+  if not index < count:
+    raise ValueError("config.share: must be the machine's number from 0, a slash and their count, "
+                     f"got {text!r}; such as '0/4' to '3/4' for four machines")
+  return index, count
+
+
+def of_share(count: int, share: tuple[int, int]) -> np.ndarray:
+  """Returns the indices of one share: contiguous, all of one size but for the last ones.
+
+  Args:
+    count: of all images.
+    share: (index, count of shares).
+
+  Returns:
+    np.int64 (k,); empty where there are too few images for all shares.
+  """
+  size = -(-count // share[1])
+  return np.arange(min(share[0] * size, count), min((share[0] + 1) * size, count))
+
+
 def check_source(source: str, shape: tuple[int, int, int]) -> None:
   """Finds out whether latents can be drawn.
 

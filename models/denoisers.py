@@ -49,12 +49,28 @@ def edm(sigma: jax.Array, sigma_data: float = 0.5) -> Coefficients:
                       c_noise=jnp.log(sigma) / 4)
 
 
-def cm(sigma: jax.Array, sigma_data: float = 0.5) -> Coefficients:
-  """Returns EDM's coefficients with the time of consistency models, 250 ln(sigma).
+def cm(sigma: jax.Array, sigma_data: float = 0.5, sigma_min: float | None = None) -> Coefficients:
+  """Returns the coefficients of consistency models, or of their teachers.
 
-  Source: Song et al. 2023, arXiv:2303.01469, App. C, and its published code.
+  EDM's with the time 250 ln(sigma). A consistency model maps x to the start of its trajectory, at
+  sigma_min: there D(x; sigma_min) = x.
+
+  Source: Song et al. 2023, arXiv:2303.01469, App. C, Eq. 5, and its published code.
+
+  Args:
+    sigma: noise levels > 0, (batch,).
+    sigma_data: standard deviation of the data.
+    sigma_min: lowest level of a consistency model, 0.002 for the published ones; None: a teacher.
+
+  Returns:
+    The Coefficients.
   """
-  return edm(sigma, sigma_data)._replace(c_noise=250 * jnp.log(sigma))
+  teacher = edm(sigma, sigma_data)._replace(c_noise=250 * jnp.log(sigma))
+  if sigma_min is None:
+    return teacher
+  above = sigma - sigma_min
+  return teacher._replace(c_skip=sigma_data**2 / (above**2 + sigma_data**2),
+                          c_out=sigma_data * above * teacher.c_in)
 
 
 def vp(sigma: jax.Array, beta_d: float = levels_lib.ADM_BETA_D,

@@ -4,22 +4,27 @@ from samplers import (  # noqa: F401 - the solvers among them register
   adams,
   adaptive,
   ancestral,
+  bound,
+  chains,
   consistency,
   ddpm,
   dpmpp,
   guidance,
   imputation,
+  moments,
   noise,
   runge_kutta,
+  sde,
   seeds,
   singlestep,
   splitting,
   unipc,
 )
-from samplers.registry import SOLVERS, build, make, options
+from samplers.registry import LOOPS, SOLVERS, build, make, options
 from samplers.run import run
 from samplers.schedules import SCHEDULES, schedule, schedule_options
 from samplers.table import Table, pad
 
-__all__ = ['SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'build', 'consistency', 'ddpm', 'guidance',
-           'imputation', 'make', 'noise', 'options', 'pad', 'run', 'schedule', 'schedule_options']
+__all__ = ['LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'bound', 'build', 'chains', 'ddpm',
+           'guidance', 'imputation', 'make', 'moments', 'noise', 'options', 'pad', 'run',
+           'schedule', 'schedule_options']

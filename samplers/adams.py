@@ -13,12 +13,14 @@ from samplers import checks, coefficients, levels as levels_lib, registry
 from samplers.multistep import multistep, weighted
 from samplers.table import Row, Table, assemble
 
-_EQUAL_STEPS = {
+EQUAL_STEPS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
+"""Weights of the last slopes by order, the newest first, where all steps are of one size."""
+
 _DEIS_POINTS = 10000  # Of the published sum, both ends included.
 _DEIS_RANGE = (0.002, 80.0)  # Levels of the published time variable, whatever the grid.
 # Nodes and weights in log sigma: 64 give 1e-16 for a single step from 80 to 0.002.
@@ -49,7 +51,7 @@ def ipndm(levels: Sequence[Any], *, max_order: int = 4, xp: Any = np) -> Table:
   checks.check_order('ipndm', max_order, 4)
 
   def advance(i, x, eps):
-    return x + (levels[i + 1] - levels[i]) * weighted(_EQUAL_STEPS[len(eps)], eps)
+    return x + (levels[i + 1] - levels[i]) * weighted(EQUAL_STEPS[len(eps)], eps)
   return multistep(levels, max_order, False, advance, xp)
 
 
@@ -132,7 +134,7 @@ def plms(levels: Sequence[Any], *, max_order: int = 4, xp: Any = np) -> Table:
       corrected = x + (s1 - s) / 2 * ((x - denoised) / s1 - memory[0])
       rows.append(Row(s1, [corrected, *memory], level=s1))
     else:
-      weights = _EQUAL_STEPS[min(max_order, i + 1)]
+      weights = EQUAL_STEPS[min(max_order, i + 1)]
       rows.append(Row(s, [x + (s1 - s) * weighted(weights, answers), *shifted], level=s1))
   return assemble(rows, xp)
 

@@ -52,13 +52,14 @@ def cosine_alphas_cumprod(num: int = 1000) -> np.ndarray:
   return np.cumprod(1 - np.minimum(1 - g[1:] / g[:-1], 0.999))
 
 
-ALPHAS_CUMPROD: dict[str, Callable[[], np.ndarray]] = {
-    'stable_diffusion': lambda: scaled_linear_alphas_cumprod(0.00085, 0.012),
-    'latent_diffusion': lambda: scaled_linear_alphas_cumprod(0.0015, 0.0195),
-    'ddpm': linear_alphas_cumprod,
-    'cosine': cosine_alphas_cumprod,
+ALPHAS_CUMPROD: dict[str, Callable[..., np.ndarray]] = {
+    'stable_diffusion': lambda num=1000: scaled_linear_alphas_cumprod(0.00085, 0.012, num),
+    'latent_diffusion': lambda num=1000: scaled_linear_alphas_cumprod(0.0015, 0.0195, num),
+    # Of fewer steps each adds more noise, so that the last level stays about the same.
+    'ddpm': lambda num=1000: linear_alphas_cumprod(0.1 / num, 20 / num, num),
+    'cosine': lambda num=1000: cosine_alphas_cumprod(num),
 }
-"""Table of alpha_bar by name, computed when called."""
+"""Table of alpha_bar by name, computed when called with a number of training steps."""
 
 
 def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) -> np.ndarray:
@@ -66,18 +67,24 @@ def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) ->
 
   Args:
     name: who asks, for the error.
-    table: a key of ALPHAS_CUMPROD, or alpha_bar by training step.
+    table: a key of ALPHAS_CUMPROD, for 1000 training steps, or one with their number such as
+      'cosine:4000'; or alpha_bar by training step.
 
   Returns:
     np.float64 of shape (M,).
 
   Raises:
-    ValueError: if the name is unknown, or the table has fewer than two entries, one is outside
-      (0, 1], or the next is not lower.
+    ValueError: if the name is unknown, the number of steps is none, or the table has fewer than two
+      entries, one is outside (0, 1], or the next is not lower.
   """
   if isinstance(table, str):
-    checks.check_choice(name, 'alphas_cumprod', table, tuple(ALPHAS_CUMPROD))
-    return ALPHAS_CUMPROD[table]()
+    rule, colon, num = table.partition(':')
+    checks.check_choice(name, 'alphas_cumprod', rule, tuple(ALPHAS_CUMPROD))
+    # Betas of up to 20 / M have to stay below 1.
+    if colon and not (num.isdecimal() and 20 < int(num) <= 10**6):
+      raise ValueError(f'{name}: alphas_cumprod must name 21 to 1000000 training steps, got '
+                       f"{table!r}; '{rule}:1000' is the usual number")
+    return ALPHAS_CUMPROD[rule](int(num) if colon else 1000)
   array = checks.to_array(name, 'alphas_cumprod', table)
   if array.ndim != 1 or len(array) < 2:
     raise ValueError(f'{name}: alphas_cumprod must be a list of two or more entries, got shape '
@@ -387,7 +394,9 @@ def ancestral_split(sigma: Any, sigma_next: Any, eta: Any = 1.0, xp: Any = np) -
   """
   if checks.is_zero(sigma_next):
     return 0.0, 0.0
-  up = eta * xp.sqrt((sigma - sigma_next) * (sigma + sigma_next)) / sigma
+  # On an increasing grid, which is for eta = 0 alone, there is no variance to add.
+  added = xp.maximum((sigma - sigma_next) * (sigma + sigma_next), 0.0)
+  up = eta * xp.sqrt(added) / sigma
   down_squared = (1 - eta) * (1 + eta) + (eta * sigma_next / sigma)**2
   return (sigma_next * xp.sqrt(xp.maximum(down_squared, 0.0)),
           sigma_next * xp.minimum(up, 1.0))

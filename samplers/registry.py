@@ -13,6 +13,9 @@ from samplers import checks, table as table_lib
 SOLVERS: dict[str, Callable[..., table_lib.Table]] = {}
 """Solver by name: function(levels, *, options..., xp) -> Table, see `register`."""
 
+LOOPS: dict[str, Callable[..., Any]] = {}
+"""Samplers that are no tables, since they look at what the network says: name -> function."""
+
 _COMMON = {'afs': False, 'denoise_to_zero': False}
 
 
@@ -26,21 +29,31 @@ def register(function: Callable[..., table_lib.Table]) -> Callable[..., table_li
   return function
 
 
+def register_loop(name: str) -> Callable[[Callable], Callable]:
+  """Adds a sampler that is no table; its keyword arguments but for its noise are its options."""
+  def add(function):
+    LOOPS[name] = function
+    return function
+  return add
+
+
 def options(name: str) -> dict[str, Any]:
   """Returns the options of a solver with their defaults, read from its signature.
 
   Args:
-    name: a key of SOLVERS.
+    name: a key of SOLVERS or LOOPS.
 
   Returns:
-    Option name -> default value, `afs` and `denoise_to_zero` included.
+    Option name -> default value, those that all tables have included.
 
   Raises:
     ValueError: if the name is unknown; it lists the known ones.
   """
-  parameters = inspect.signature(checks.lookup('solver', name, SOLVERS)).parameters.values()
-  own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != 'xp'}
-  return own | _COMMON
+  parameters = inspect.signature(
+      checks.lookup('solver', name, SOLVERS | LOOPS)).parameters.values()
+  own = {p.name: p.default for p in parameters
+         if p.kind is p.KEYWORD_ONLY and p.name not in ('xp', 'key', 'draw')}
+  return own if name in LOOPS else own | _COMMON
 
 
 def make(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False,
@@ -109,6 +122,9 @@ def build(name: str, sigmas: jax.Array, *, final_zero: bool | None = None, afs: 
 
 def _check_options(name, given):
   known = options(name)
+  if name in LOOPS:
+    raise ValueError(f'{name}: must be called, since it is no table, got make or build; see '
+                     f'samplers.{LOOPS[name].__module__.split(".")[-1]}')
   for option, value in given.items():
     if option not in known:
       raise ValueError(f'{name}: {checks.unknown("option", option, known)}')

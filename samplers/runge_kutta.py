@@ -1,6 +1,6 @@
 """One-step solvers: Euler, DDIM, Heun, DPM-Solver-2, EDM's Runge-Kutta family.
 
-In these variables dx/dsigma = eps = (x - D) / sigma.
+In these variables dx/dsigma = eps = (x - D) / sigma. With churn, noise is added before a step.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from samplers import checks, levels as levels_lib, registry
+from samplers import checks, churn, levels as levels_lib, registry
 from samplers.table import Row, Table, assemble
 
 
 @registry.register
-def euler(levels: Sequence[Any], *, xp: Any = np) -> Table:
+def euler(levels: Sequence[Any], *, S_churn: float = 0.0, S_min: float = 0.0,
+          S_max: float = float('inf'), S_noise: float = 1.0,
+          round_levels: Sequence[float] | str | None = None, xp: Any = np) -> Table:
   """Builds Euler steps of the probability-flow ODE, in these variables DDIM with eta = 0.
 
   x' = x + (sigma' - sigma) eps. Order 1.
@@ -23,14 +25,25 @@ def euler(levels: Sequence[Any], *, xp: Any = np) -> Table:
 
   Args:
     levels: n + 1 decreasing noise levels; the last may be 0.
+    S_churn: noise before each step; this and the next four as in `churn.Churn`.
+    S_min: lowest level that is raised.
+    S_max: highest level that is raised.
+    S_noise: factor on the added noise.
+    round_levels: levels of the network, if it knows no others.
     xp: numpy or jax.numpy.
 
   Returns:
     A Table with NFE n and 1 slot.
+
+  Raises:
+    ValueError: if an option of the churn is out of range.
   """
+  noise = churn.Churn(S_churn, S_min, S_max, S_noise, round_levels)
   x, denoised = xp.eye(2)
-  return assemble([Row(s, [denoised + s1 / s * (x - denoised)], level=s1)
-                   for s, s1 in zip(levels, levels[1:], strict=False)], xp)
+  rows = []
+  for (s, before), s1 in zip(churn.starts('euler', levels, noise, 1, xp), levels[1:], strict=True):
+    rows += [*before, Row(s, [denoised + s1 / s * (x - denoised)], level=s1)]
+  return assemble(rows, xp)
 
 
 @registry.register
@@ -65,7 +78,9 @@ def ddim(levels: Sequence[Any], *, eta: float = 0.0, xp: Any = np) -> Table:
 
 
 @registry.register
-def heun(levels: Sequence[Any], *, xp: Any = np) -> Table:
+def heun(levels: Sequence[Any], *, S_churn: float = 0.0, S_min: float = 0.0,
+         S_max: float = float('inf'), S_noise: float = 1.0,
+         round_levels: Sequence[float] | str | None = None, xp: Any = np) -> Table:
   """Builds Heun steps: the slope is the mean of those at both ends. Order 2.
 
   A step to 0 is Euler, since eps is not defined there.
@@ -74,14 +89,54 @@ def heun(levels: Sequence[Any], *, xp: Any = np) -> Table:
 
   Args:
     levels: n + 1 decreasing noise levels; the last may be 0.
+    S_churn: noise before each step; this and the next four as in `churn.Churn`.
+    S_min: lowest level that is raised.
+    S_max: highest level that is raised.
+    S_noise: factor on the added noise.
+    round_levels: levels of the network, if it knows no others.
     xp: numpy or jax.numpy.
 
   Returns:
     A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+
+  Raises:
+    ValueError: if an option of the churn is out of range.
   """
+  return _heun('heun', levels, churn.Churn(S_churn, S_min, S_max, S_noise, round_levels), xp)
+
+
+@registry.register
+def edm(levels: Sequence[Any], *, S_churn: float = 0.0, S_min: float = 0.0,
+        S_max: float = float('inf'), S_noise: float = 1.0,
+        round_levels: Sequence[float] | str | None = None, xp: Any = np) -> Table:
+  """Builds EDM's sampler: `heun` under the name of its paper, meant for grids that end in 0.
+
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Alg. 2; with S_churn = 0 Alg. 1. Table 5 has
+  the published S_churn, S_min, S_max and S_noise by model.
+
+  Args:
+    levels: n + 1 decreasing noise levels; the last may be 0.
+    S_churn: noise before each step; this and the next four as in `churn.Churn`.
+    S_min: lowest level that is raised.
+    S_max: highest level that is raised.
+    S_noise: factor on the added noise.
+    round_levels: levels of the network, if it knows no others.
+    xp: numpy or jax.numpy.
+
+  Returns:
+    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+
+  Raises:
+    ValueError: if an option of the churn is out of range.
+  """
+  return _heun('edm', levels, churn.Churn(S_churn, S_min, S_max, S_noise, round_levels), xp)
+
+
+def _heun(name, levels, noise, xp):
   x, slope, denoised = xp.eye(3)
   rows = []
-  for s, s1 in zip(levels, levels[1:], strict=False):
+  for (s, before), s1 in zip(churn.starts(name, levels, noise, 2, xp), levels[1:], strict=True):
+    rows += before
     eps = (x - denoised) / s
     euler_x = denoised + s1 / s * (x - denoised)
     if checks.is_zero(s1):
@@ -93,51 +148,58 @@ def heun(levels: Sequence[Any], *, xp: Any = np) -> Table:
 
 
 @registry.register
-def edm(levels: Sequence[Any], *, xp: Any = np) -> Table:
-  """Builds EDM's deterministic sampler, Algorithm 1: `heun`, meant for grids that end in 0.
-
-  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Alg. 1.
-
-  Args:
-    levels: n + 1 decreasing noise levels; the last may be 0.
-    xp: numpy or jax.numpy.
-
-  Returns:
-    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
-  """
-  return heun(levels, xp=xp)
-
-
-@registry.register
-def dpm(levels: Sequence[Any], *, r: float = 0.5, xp: Any = np) -> Table:
+def dpm(levels: Sequence[Any], *, r: float = 0.5, rho: float | None = None, S_churn: float = 0.0,
+        S_min: float = 0.0, S_max: float = float('inf'), S_noise: float = 1.0,
+        round_levels: Sequence[float] | str | None = None, xp: Any = np) -> Table:
   """Builds DPM-Solver-2 steps with an inner level m = sigma'^r sigma^(1 - r). Order 2.
 
   x' = x + (sigma' - sigma) ((1 - 1 / (2 r)) eps + eps_m / (2 r)). A step to 0 is Euler.
 
+  With rho, r is a place in sigma^(1/rho), as the levels of a polynomial grid have it: m^(1/rho) =
+  (1 - r) sigma^(1/rho) + r sigma'^(1/rho), and the above is the limit for a large rho. This m is
+  above 0 in a step to 0 too, which is then made like the others.
+
   Source: Lu et al. 2022 (DPM-Solver), arXiv:2206.00927, Alg. 4, in the form of EDM, App. C.2, and
-  of Zhou et al. 2024 (AMED), arXiv:2312.00094. r = 1/2 is k-diffusion's sample_dpm_2.
+  of Zhou et al. 2024 (AMED), arXiv:2312.00094. r = 1/2 is k-diffusion's sample_dpm_2, and with
+  rho = 3 the dpm sampler of consistency_models.
 
   Args:
     levels: n + 1 decreasing noise levels; the last may be 0.
-    r: place of the inner level in log sigma, 0 < r <= 1.
+    r: place of the inner level in the step, 0 < r <= 1.
+    rho: > 0, see above; None: r is a place in log sigma.
+    S_churn: noise before each step; this and the next four as in `churn.Churn`.
+    S_min: lowest level that is raised.
+    S_max: highest level that is raised.
+    S_noise: factor on the added noise.
+    round_levels: levels of the network, if it knows no others.
     xp: numpy or jax.numpy.
 
   Returns:
-    A Table with NFE 2 n (2 n - 1 if the grid ends in 0) and 2 slots.
+    A Table with NFE 2 n (2 n - 1 if the grid ends in 0 and rho is None or r is 1) and 2 slots.
 
   Raises:
-    ValueError: if r is not within (0, 1].
+    ValueError: if r is not within (0, 1], or rho or an option of the churn is out of range.
   """
   if xp is np:
     checks.check_node('dpm', 'r', r, '0.5 is the midpoint')
+    if rho is not None:
+      checks.check_positive('dpm', 'rho', rho, '3 is that of consistency_models')
+  noise = churn.Churn(S_churn, S_min, S_max, S_noise, round_levels)
+
+  def inner(s, s1):
+    return s * (s1 / s)**r if rho is None else ((1 - r) * s**(1 / rho) + r * s1**(1 / rho))**rho
+
+  # The inner level of a step to 0 would be 0 as well, where eps is not defined.
+  euler_at_end = rho is None or (isinstance(r, float | int) and r == 1)
   x, slope, denoised = xp.eye(3)
   rows = []
-  for s, s1 in zip(levels, levels[1:], strict=False):
+  for (s, before), s1 in zip(churn.starts('dpm', levels, noise, 2, xp), levels[1:], strict=True):
+    rows += before
     eps = (x - denoised) / s
-    if checks.is_zero(s1):
+    if checks.is_zero(s1) and euler_at_end:
       rows.append(Row(s, [denoised, eps], level=s1))
       continue
-    m = s * (s1 / s)**r
+    m = inner(s, s1)
     rows.append(Row(s, [x + (m - s) * eps, eps]))
     rest = (s1 - s) * (1 - 0.5 / r) - (m - s)  # What is left of the first slope after the half.
     rows.append(Row(m, [x + rest * slope + (s1 - s) * 0.5 / r * (x - denoised) / m, slope],
@@ -148,16 +210,19 @@ def dpm(levels: Sequence[Any], *, r: float = 0.5, xp: Any = np) -> Table:
 @registry.register
 def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str = 'linear',
        scaling: str = 'none', sigma_min: float | None = None, sigma_max: float | None = None,
-       epsilon_s: float = 1e-3, xp: Any = np) -> Table:
+       epsilon_s: float = 1e-3, S_churn: float = 0.0, S_min: float = 0.0,
+       S_max: float = float('inf'), S_noise: float = 1.0,
+       round_levels: Sequence[float] | str | None = None, xp: Any = np) -> Table:
   """Builds EDM's family of Runge-Kutta steps in t, for a noise schedule and a scaling.
 
   With state s(t) x and noise level sigma(t), dx~/dt = f(x~, t) = (sigma'/sigma + s'/s) x~
   - sigma' s / sigma D(x~ / s; sigma). Order 2: k1 = f(x~, t), k2 = f(x~ + c h k1, t + c h),
   x~' = x~ + h ((1 - 1/(2 c)) k1 + k2 / (2 c)). A step to 0 is Euler. c = 1 is Heun, 1/2 the
-  midpoint, 2/3 Ralston. The Table holds x = x~ / s.
+  midpoint, 2/3 Ralston. The Table holds x = x~ / s; a step with churn starts at the time of the
+  raised level.
 
-  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Table 1, Eq. 4 and Alg. 3 (deterministic);
-  the Runge-Kutta baseline of SEEDS, arXiv:2305.14267.
+  Source: Karras et al. 2022 (EDM), arXiv:2206.00364, Table 1, Eq. 4 and Alg. 3; the Runge-Kutta
+  baseline of SEEDS, arXiv:2305.14267.
 
   Args:
     levels: n + 1 decreasing noise levels; the last may be 0.
@@ -168,14 +233,19 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
     sigma_min: level that the vp schedule has at epsilon_s; None: the grid's last above 0.
     sigma_max: level that the vp schedule has at t = 1; None: the grid's first.
     epsilon_s: time of sigma_min in the vp schedule.
+    S_churn: noise before each step; this and the next four as in `churn.Churn`.
+    S_min: lowest level that is raised.
+    S_max: highest level that is raised.
+    S_noise: factor on the added noise.
+    round_levels: levels of the network, if it knows no others.
     xp: numpy or jax.numpy.
 
   Returns:
     A Table with NFE n (order 1), 2 n (order 2; 2 n - 1 if the grid ends in 0), 2 slots.
 
   Raises:
-    ValueError: if order, c, schedule or scaling is not one of the above, or the vp schedule has no
-      range or one below the grid.
+    ValueError: if order, c, schedule or scaling is not one of the above, the vp schedule has no
+      range or one below the grid, or an option of the churn is out of range.
   """
   checks.check_order('rk', order, 2, 'order')
   checks.check_choice('rk', 'schedule', schedule, ('vp', 've', 'linear'))
@@ -200,9 +270,12 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
     drift = dsigma / sigma - (sigma * dsigma * s**2 if scaling == 'vp' else 0.0)
     return s * (drift * x - dsigma / sigma * denoised)
 
+  noise = churn.Churn(S_churn, S_min, S_max, S_noise, round_levels)
   x, slope, denoised = xp.eye(3)
   rows = []
-  for sigma, sigma1 in zip(levels, levels[1:], strict=False):
+  for (sigma, before), sigma1 in zip(churn.starts('rk', levels, noise, 2, xp), levels[1:],
+                                     strict=True):
+    rows += before
     t, t1 = time_of(sigma), time_of(sigma1)
     h = t1 - t
     k1 = velocity(x, denoised, sigma, t)

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from samplers import checks, grids, levels as levels_lib, table_grids
+from samplers import chains, checks, consistency, grids, levels as levels_lib, table_grids
 
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function for function in (
     grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
     grids.edm, grids.vp, grids.ve, table_grids.iddpm, grids.karras, grids.exponential,
     grids.polyexponential, grids.kvp, table_grids.normal, table_grids.sgm_uniform,
-    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, grids.explicit)}
+    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, chains.respaced,
+    consistency.subset, grids.explicit)}
 """Schedule by name: function(num_steps, sigma_min, sigma_max, **options) -> levels."""
 
 _RANGE = ('num_steps', 'sigma_min', 'sigma_max')
@@ -40,17 +41,18 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
              **options: Any) -> np.ndarray:
   """Returns a decreasing grid of noise levels, checked.
 
-  Ending at sigma_min: polynomial, logsnr, time_uniform, discrete. Ending in 0 after num_steps
-  positive levels: edm, vp, ve, iddpm, karras, exponential, polyexponential, kvp, normal,
-  sgm_uniform, beta, kl_optimal, linear_quadratic, ays. As given: explicit.
+  Ending at sigma_min: polynomial, logsnr, time_uniform, discrete, subset. Ending in 0 after
+  num_steps positive levels: edm, vp, ve, iddpm, karras, exponential, polyexponential, kvp, normal,
+  sgm_uniform, beta, kl_optimal, linear_quadratic, ays, respaced. As given: explicit.
 
   Example: schedule('polynomial', 10, 0.002, 80.0, rho=5).
 
   Args:
     name: a key of SCHEDULES.
     num_steps: number of intervals, >= 1. Unused by explicit.
-    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays and explicit.
-    sigma_max: first level, > sigma_min. Unused by kvp, ays and explicit.
+    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays, respaced and
+      explicit.
+    sigma_max: first level, > sigma_min. Unused by kvp, ays, respaced and explicit.
     levels: the levels of a network that knows no others, in any order: every positive level of the
       grid is replaced by the nearest positive one of them. Several may meet in one; the step
       between equal levels is the identity in every solver.
@@ -58,7 +60,7 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
 
   Returns:
     np.float64 of shape (num_steps + 1,), decreasing to a level >= 0; beta with a table may be
-    shorter, explicit is as long as its list.
+    shorter, respaced is as long as its chain, subset and explicit as their lists.
 
   Raises:
     ValueError: if the name or an option is unknown, an option or an end of the range is missing or

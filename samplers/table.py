@@ -200,27 +200,29 @@ def first_step_for_free(table: Table, xp: Any = np) -> Table:
   Source: Dockhorn et al. 2022 (GENIE), arXiv:2210.05475, Sec. 3.2.
 
   Args:
-    table: a Table whose first row evaluates the denoiser.
+    table: a Table that evaluates the denoiser first, rows of the guidance term apart.
     xp: numpy or jax.numpy.
 
   Returns:
     A Table with one evaluation less.
 
   Raises:
-    ValueError: if the first row is not an evaluation.
+    ValueError: if another row comes first.
   """
-  if table.kind[0] != DENOISE:
+  first = int(np.argmax(table.kind != GUIDE))  # Splitting solvers guide before they evaluate.
+  if table.kind[first] != DENOISE:
     raise ValueError('afs: the table must start with an evaluation of the denoiser, got a row of '
-                     f'kind {table.kind[0]}; leave afs out')
-  sigma = table.sigma[0]
+                     f'kind {table.kind[first]}; leave afs out')
+  sigma = table.sigma[first]
   root = xp.sqrt(1 + sigma**2)
   denoised = 1 / (root * (root + sigma))  # D / x = 1 - sigma / root, without its cancellation.
-  head = table.mix[0]
+  head = table.mix[first]
   head = xp.concatenate([head[:, :1] + denoised * head[:, -1:], head[:, 1:-1],
                          xp.zeros_like(head[:, -1:])], axis=1)
   kind = table.kind.copy()
-  kind[0] = NOTHING
-  return dataclasses.replace(table, kind=kind, mix=xp.concatenate([head[None], table.mix[1:]]))
+  kind[first] = NOTHING
+  mix = xp.concatenate([table.mix[:first], head[None], table.mix[first + 1:]])
+  return dataclasses.replace(table, kind=kind, mix=mix)
 
 
 def denoise_at_end(table: Table, sigma: Any, xp: Any = np) -> Table:

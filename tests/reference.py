@@ -12,7 +12,7 @@ import samplers
 from samplers import table as table_lib
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
-SHAPE = 45, 5  # Rows and slots that all tables of up to 20 steps fit in.
+SHAPE = 60, 5  # Rows and slots that all tables of up to 20 steps fit in.
 
 
 def load(area):

@@ -56,7 +56,8 @@ def test_overrides_reach_the_files(tmp_path):
 
 @pytest.mark.parametrize('flags, message', [
     (['--mode=generat'],
-     "unknown --mode 'generat'; did you mean generate? known: convert, generate, train"),
+     "unknown --mode 'generat'; did you mean generate? known: convert, generate, invert, "
+     'likelihood, train'),
     (['--config.solver.etta=1'], "unknown config field 'solver.etta'; did you mean 'solver.eta'?"),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),

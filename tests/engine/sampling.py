@@ -8,19 +8,24 @@ import jax
 import numpy as np
 
 from configs import default
-from engine import devices, generate, sampler, seeds as seeds_lib
+from engine import devices, generate, inputs as inputs_lib, sampler, seeds as seeds_lib
 from models import networks
 
 BATCH_SIZES = 1, 7, 64
 
 
+def get_config(**fields):
+  """The default config with these fields, '__' for the dots."""
+  config = default.get_config()
+  config.update_from_flattened_dict({name.replace('__', '.'): v for name, v in fields.items()})
+  return config
+
+
 def get_plan(workdir, **overrides):
   """Plans a small run of the exact model; fields as keywords, '__' for the dots."""
-  config = default.get_config()
   fields = {'seeds': '0-4', 'batch_size': 4, 'model__name': 'digits_exact',
             'solver__name': 'unipc', 'schedule__name': 'time_uniform', **overrides}
-  config.update_from_flattened_dict({name.replace('__', '.'): v for name, v in fields.items()})
-  return generate.plan(config, str(workdir))
+  return generate.plan(get_config(**fields), str(workdir))
 
 
 def samples(plan):
@@ -34,8 +39,10 @@ def samples(plan):
     indices = np.minimum(np.arange(first, first + size), count - 1)
     seeds = plan.results.seeds[indices]
     latents = seeds_lib.latents(seeds, plan.model.image_shape, plan.seeds_from)
-    inputs = sampler.Inputs(devices.split(seeds), latents, devices.split(plan.labels[indices]))
-    batches.append(devices.merge(program(constants, inputs)))
+    start = plan.start and devices.split(inputs_lib.to_model(plan.start.take(seeds)))
+    inputs = sampler.Inputs(devices.split(seeds), latents, devices.split(plan.labels[indices]),
+                            start)
+    batches.append(devices.merge(program(constants, inputs)[0]))
   return np.concatenate(batches)[:count]
 
 

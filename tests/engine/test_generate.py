@@ -48,7 +48,7 @@ def test_manifest_tells_the_whole_run(tmp_path):
   generate.run(plan)
   manifest = json.loads((tmp_path / 'manifest.json').read_text())
   assert manifest['config']['solver'] == {'name': 'heun'}  # As given.
-  assert manifest['solver'] == {'name': 'heun', 'afs': False, 'denoise_to_zero': False}
+  assert manifest['solver'] == {'name': 'heun', **samplers.options('heun'), 'S_max': 'inf'}
   assert manifest['schedule'] == {'name': 'karras', 'num_steps': 3, 'sigma_min': 0.002,
                                   'sigma_max': 80.0, 'rho': 5.0}
   assert manifest['sigmas'] == samplers.schedule('karras', 3, 0.002, 80.0, rho=5).tolist()
@@ -157,7 +157,7 @@ def test_the_next_batch_is_computed_while_the_last_one_is_written(tmp_path, monk
   events, of_test = [], threading.current_thread()
   def program(constants, inputs):
     events.append('start')
-    return np.zeros((*inputs.seeds.shape, 8, 8, 3), np.float32)
+    return np.zeros((*inputs.seeds.shape, 8, 8, 3), np.float32), None
   def write(path, image):
     if path.stem.isdigit():  # The grid comes at the end.
       assert threading.current_thread() is not of_test

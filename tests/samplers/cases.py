@@ -36,6 +36,7 @@ CASES = [
     Case('edm', {}, 2, nfe=_twice),
     Case('dpm', {}, 2, nfe=_twice),
     Case('dpm', {'r': 0.7}, 2, nfe=_twice),
+    Case('dpm', {'rho': 3.0}, 2, nfe=_twice),
     Case('rk', {'order': 1}, 1),
     # c = 1/2 is of order 3 on Gaussian data by accident of that problem.
     Case('rk', {'c': 0.6}, 2, nfe=_twice),
@@ -54,19 +55,34 @@ CASES = [
       for p in (1, 2, 3) for variant, data in (('bh1', True), ('bh2', False))],
     Case('unipc', {}, 4),
     *[Case('unipc', {'max_order': p, 'corrector': False}, p) for p in (1, 2, 3)],
+    Case('euler_ancestral', {'eta': 0.0}, 1),
+    *[Case(name, {'eta': 0.0}, 2, nfe=_twice)
+      for name in ('dpm_2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde')],
+    Case('dpmpp_sde', {'eta': 0.0, 'r': 0.3}, 2, nfe=_twice),
+    *[Case('dpmpp_2m_sde', {'eta': 0.0, 'solver_type': kind}, 2) for kind in ('midpoint', 'heun')],
+    *[Case('etd', {'order': 1, 'prediction': given}, 1) for given in ('data', 'noise', 'F')],
+    Case('etd', {}, 2, nfe=_twice), Case('etd', {'c2': 1.0}, 2, nfe=_twice),
+    Case('etd', {'prediction': 'noise', 'butcher': 'b', 'c2': 0.7}, 2, nfe=_twice),
+    Case('etd', {'prediction': 'F'}, 2, nfe=_twice),
 ]
 
 # Weights for equal steps: order 1 and 2 hold on any smooth grid, since the step ratio is
 # 1 + O(1/n); from order 3 on the same error of the weights leaves second order.
 EQUAL_STEPS = [Case(name, {'max_order': p}, p, nfe=nfe) for p in (1, 2, 3, 4)
                for name, nfe in (('ipndm', lambda n: n), ('plms', lambda n: n + 1))]
+EQUAL_STEPS += [Case(name, {'order': p}, p) for p in (1, 2, 3, 4) for name in ('ltsp', 'stsp')]
 # The published sum counts both ends of every step whole, which adds an error of second order.
 PUBLISHED_SUM = [Case('deis', {'max_order': p}, p, to_zero=False) for p in (2, 3, 4)]
 # D2 is half of the second derivative.
-PUBLISHED_THIRD = [Case('dpmpp', {'max_order': 3, 'predict_x0': data}, 2)
-                   for data in (True, False)]
+PUBLISHED_THIRD = [*[Case('dpmpp', {'max_order': 3, 'predict_x0': data}, 2)
+                     for data in (True, False)], Case('dpmpp_3m_sde', {'eta': 0.0}, 2)]
 
-ALL = CASES + EQUAL_STEPS + PUBLISHED_SUM + PUBLISHED_THIRD
+# Too many rows for that law, on the number of steps that it takes: `test_seeds` has their order.
+THREE_STAGES = [Case('etd', {'order': 3, 'prediction': given, 'butcher': letter}, 3,
+                     nfe=lambda n: 3 * n)
+                for given, letter in (('data', 'a'), ('noise', 'b'), ('F', 'a'))]
+
+ALL = CASES + EQUAL_STEPS + PUBLISHED_SUM + PUBLISHED_THIRD + THREE_STAGES
 
 
 def with_full_order(case):
@@ -78,7 +94,21 @@ def with_full_order(case):
 # Every solver that draws, with its noise turned on.
 STOCHASTIC = [
     Case('ddim', {'eta': 1.0}, 1),
+    Case('euler_ancestral', {}, 1), Case('euler_ancestral', {'eta': 0.5, 's_noise': 1.1}, 1),
+    *[Case(name, {}, 2, nfe=_twice)
+      for name in ('dpm_2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde')],
+    *[Case('dpmpp_2m_sde', {'solver_type': kind}, 2) for kind in ('midpoint', 'heun')],
+    Case('dpmpp_3m_sde', {}, 2), Case('dpm_fast', {'eta': 1.0}, 2, to_zero=False),
+    *[Case(name, {'S_churn': 1.0}, 2, nfe=_twice) for name in ('heun', 'edm', 'dpm', 'rk')],
+    Case('euler', {'S_churn': 1.0}, 1), Case('consistency', {}, 1),
+    *[Case('ddpm', {'variance': variance}, 1) for variance in ('fixed_small', 'fixed_large')],
+    *[Case('seeds', {'order': p, 'prediction': given}, min(p, 2)) for p in (1, 2, 3)
+      for given in ('data', 'noise', 'F')],
+    Case('seeds', {'c2': 1.0}, 2),
+    Case('seeds', {'order': 3, 'butcher': 'b'}, 2),
 ]
 
-# Of those, the ones whose draws lie on one Brownian path.
-REFINES = [case for case in STOCHASTIC if 'S_churn' not in case.options]
+# Of those, the ones whose draws lie on one Brownian path: neither noise that raises the level nor
+# noise that is new as a whole does. (dpm_fast's do, but it has 7 and 14 steps for 20 and 40 NFE.)
+REFINES = [case for case in STOCHASTIC
+           if 'S_churn' not in case.options and case.name not in ('consistency', 'dpm_fast')]

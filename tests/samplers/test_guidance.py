@@ -1,10 +1,15 @@
-"""Limits on the denoised image."""
+"""Guidance and limits on the denoised image."""
+
+import collections
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import samplers
 from samplers import guidance
+from tests import reference
 
 RNG = np.random.default_rng(0)
 
@@ -40,3 +45,121 @@ def test_limits_follow_the_precision_of_the_denoiser():
 def test_bad_quantile(quantile):
   with pytest.raises(ValueError, match='quantile must be between 0 and 1, got .*; published'):
     guidance.dynamic_threshold(lambda x, sigma: x, quantile)
+
+
+# -- Guidance -------------------------------------------------------------------------------------
+
+MANIFEST, ARRAYS = reference.load('guidance')
+CASES = {case['id']: case for case in MANIFEST['cases']}
+INPUTS = ARRAYS['inputs']
+HERE = {'cfg': 3, 'interval': 2, 'autoguidance': 2, 'cfgpp_scale': 1}
+LATER = {'rescale': 4, 'apg': 5, 'cfg_zero_star': 3, 'tcfg': 2, 'mambo_g': 2, 'fresca': 2,
+         'cfg_norm': 1, 'perp_neg': 2}
+
+
+def test_every_case_is_here_or_left_out_by_name():
+  assert collections.Counter(case['method'] for case in CASES.values()) == HERE | LATER
+
+
+def stored(name):
+  """A denoiser that knows its answers at the five levels."""
+  return lambda x, sigma: jnp.asarray(INPUTS[name])[jnp.argmin(
+      jnp.abs(jnp.asarray(INPUTS['sigma']) - sigma))]
+
+
+def guided_by(case):
+  options, cond, uncond = case['options'], stored('denoised_cond'), stored('denoised_uncond')
+  if case['method'] == 'autoguidance':
+    return guidance.autoguidance(uncond, stored('denoised_bad'), options['scale'])
+  if case['method'] == 'cfgpp_scale':
+    # Levels that are no grid: the next one of each goes beside it.
+    def one(x, sigma):
+      i = int(np.argmin(abs(INPUTS['sigma'] - sigma)))
+      pair = [INPUTS['sigma'][i], options['sigma_next'][i]]
+      return guidance.cfg_plus_plus(cond, uncond, options['scale'], np.array(pair))(x, sigma)
+    return one
+  interval = (options['sigma_lo'], options['sigma_hi']) if case['method'] == 'interval' else None
+  return guidance.classifier_free(cond, uncond, options['scale'], interval)
+
+
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case['method'] in HERE])
+def test_reference(name):
+  guided = guided_by(CASES[name])
+  for level, x, expected in zip(INPUTS['sigma'], INPUTS['x'], ARRAYS['cases'][name], strict=True):
+    np.testing.assert_allclose(guided(jnp.asarray(x), level), expected, rtol=0,
+                               atol=CASES[name]['atol'])
+
+
+def one(x, sigma):
+  return 0.3 * x / (1 + sigma)
+
+
+def two(x, sigma):
+  return 0.2 * jnp.tanh(x) * sigma
+
+
+X = RNG.standard_normal((3, 2, 2, 3))
+
+
+def test_euler_with_it_is_cfg_plus_plus():
+  """Against the update of the paper: the guided image and the unguided noise."""
+  sigmas, scale = np.array([4.0, 1.5, 0.4, 0.0]), 0.6
+  guided = guidance.cfg_plus_plus(one, two, scale, sigmas)
+  out = samplers.run(samplers.make('euler', sigmas), guided, X)
+  x = X
+  for sigma, following in itertools.pairwise(sigmas):
+    wanted = two(x, sigma) + scale * (one(x, sigma) - two(x, sigma))
+    x = wanted + following * (x - two(x, sigma)) / sigma
+  np.testing.assert_allclose(out, x, rtol=1e-12)
+
+
+def test_cfg_plus_plus_of_a_repeated_level_and_after_the_last():
+  sigmas = np.array([4.0, 2.0, 2.0, 0.5])
+  guided = guidance.cfg_plus_plus(one, two, 0.6, sigmas)
+  for sigma, following in ((2.0, 0.5), (0.5, 0.0)):
+    expected = guidance.classifier_free(one, two, 0.6 / (1 - following / sigma))(X, sigma)
+    np.testing.assert_allclose(guided(X, sigma), expected, rtol=1e-12)
+
+
+def test_one_call_of_the_network_or_two():
+  """A batch of twice the size gives what two calls give."""
+  def pair(x, sigma):
+    both = jnp.stack([one(x, sigma), two(x, sigma)])
+    return both[0], both[1]
+  np.testing.assert_array_equal(guidance.classifier_free_pair(pair, 2.5)(X, 1.3),
+                                guidance.classifier_free(one, two, 2.5)(X, 1.3))
+
+
+def test_interval_of_levels_by_sample():
+  """Adaptive solvers have a level for each sample; the lower end is outside, the upper inside."""
+  levels = jnp.asarray([0.3, 0.31, 5.0])
+  level = levels.reshape(-1, 1, 1, 1)
+  guided = guidance.classifier_free(
+      lambda x, s: x, lambda x, s: jnp.zeros_like(x), 3.0, (0.3, 5.0))(X, levels)
+  np.testing.assert_allclose(guided, jnp.where(level > 0.3, 3.0, 1.0) * X, rtol=1e-12)
+
+
+def test_gradient_of_a_condition_on_the_denoised_image():
+  """D = x / 2 and f = sum of D: the gradient of f is 1/2 everywhere."""
+  log_prob = guidance.of_denoised(lambda x, sigma: x / 2, lambda image: image.sum((1, 2, 3)))
+  np.testing.assert_allclose(guidance.classifier_term(log_prob, 3.0)(X, 2.0),
+                             np.full(X.shape, -3.0), rtol=1e-12)
+  guided = guidance.classifier(one, log_prob, 3.0)
+  np.testing.assert_allclose(guided(X, 2.0), one(X, 2.0) + 6.0, rtol=1e-12)
+
+
+def test_limit_first_and_guide_then():
+  def log_prob(x, sigma):
+    return x.sum((1, 2, 3))
+  guided = guidance.classifier(guidance.clip(lambda x, sigma: 5 * jnp.ones_like(x)), log_prob, 2.0)
+  np.testing.assert_allclose(guided(X, 1.0), np.full(X.shape, 3.0))
+  np.testing.assert_allclose(guided.raw(X, 1.0), np.full(X.shape, 7.0))
+  assert not hasattr(guidance.classifier(one, log_prob, 2.0), 'raw')
+  free = guidance.classifier_free(guidance.clip(lambda x, sigma: 5 * x), two, 2.0)
+  np.testing.assert_allclose(free.raw(X, 1.0), 10 * X - two(X, 1.0), rtol=1e-12)
+
+
+@pytest.mark.parametrize('interval', [(5.0, 0.3), (-1.0, 2.0), (1.0, 1.0)])
+def test_bad_intervals(interval):
+  with pytest.raises(ValueError, match='classifier_free: interval must go from a level >= 0 up'):
+    guidance.classifier_free(one, two, 2.0, interval)

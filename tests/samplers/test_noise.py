@@ -77,8 +77,12 @@ def test_nested_intervals_correlate_by_the_root_of_their_lengths():
     assert measured == pytest.approx(expected, abs=SIX_ERRORS)
 
 
-def test_an_empty_interval_is_not_silent():
-  assert np.isnan(increments(2.0, 2.0)).all()
+def test_levels_that_float32_cannot_tell_apart_draw_by_row():
+  assert np.isnan(increments(2.0, 2.0)).all()  # There is no increment.
+  draw = noise.brownian(keys(range(16)), np.array([[2.0, 2.0 - 1e-9], [np.nan, np.nan]]))
+  for row in (0, 1):
+    np.testing.assert_array_equal(draw(row, jnp.zeros(SHAPE)),
+                                  noise.by_row(keys(range(16)))(row, jnp.zeros(SHAPE)))
 
 
 @pytest.mark.float32

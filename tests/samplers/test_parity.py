@@ -53,10 +53,10 @@ def test_every_deterministic_case_is_here():
   assert collections.Counter(case['solver'] for case in ODE_CASES.values()) == {
       'euler': 6, 'heun': 6, 'dpm_2': 8, 'ipndm': 11, 'ipndm_v': 10, 'deis': 22, 'dpm_pp': 28,
       'unipc': 36}
-  assert len(EDM_CASES) == 54 and len(EDM['cases']) == 67
+  assert len(EDM_CASES) == 54 and len(EDM['cases']) == 67  # The others: test_churn.
   assert len(KD_CASES) == 25 and len(KD['cases']) == 69
-  # Without noise as well, but of solvers that are not in the registry: members with eta = 0 of
-  # stochastic families, and the one with adaptive steps.
+  # Without noise as well, but elsewhere: members with eta = 0 of stochastic families are in
+  # test_ancestral, adaptive steps in test_adaptive.
   assert {case['id'] for case in KD['cases'] if not kd_noise(case)} - set(KD_CASES) == {
       'dpmpp_2s_ancestral_026', 'dpmpp_sde_027', 'dpmpp_2m_sde_029', 'dpmpp_3m_sde_030',
       'dpm_adaptive_065', 'dpm_adaptive_066', 'dpm_adaptive_067', 'dpm_adaptive_068'}
@@ -149,15 +149,19 @@ def test_deis_exact_quadrature(name):
 def edm_table(case):
   """The Table of a case; the ablation sampler's own times become noise levels first."""
   options, times = case['options'], EDM_ARRAYS['cases'][f'{case["id"]}/t_steps']
+  churn = {option: float(value) for option, value in options.items() if option.startswith('S_')}
+  if case['network']['round_sigma'] == 'iddpm table':
+    churn['round_levels'] = EDM_ARRAYS['iddpm_table']['u']
   if case['function'] == 'edm_sampler':
-    return samplers.make('edm', times)
+    return samplers.make('edm', times, **churn)
   low, high = edm_range(case)
   sigmas = {'vp': lambda t: levels_lib.sigma_of_vp_time(t, *levels_lib.vp_constants(low, high)),
             've': np.sqrt, 'linear': np.asarray}[options['schedule']](times)
   sigmas[-1] = 0
   return samplers.make(
       'rk', sigmas, order={'euler': 1, 'heun': 2}[options['solver']], c=options['alpha'],
-      schedule=options['schedule'], scaling=options['scaling'], sigma_min=low, sigma_max=high)
+      schedule=options['schedule'], scaling=options['scaling'], sigma_min=low, sigma_max=high,
+      **churn)
 
 
 def edm_range(case):

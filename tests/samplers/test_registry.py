@@ -26,9 +26,9 @@ def test_options_are_the_signatures_defaults():
 
 
 @pytest.mark.parametrize('name, sigmas, options, message', [
-    ('dpmp', GRID, {}, "unknown solver 'dpmp'; did you mean dpm[a-z]*\\? known: ddim, deis,"),
-    ('zzz', GRID, {}, "unknown solver 'zzz'; known: ddim, deis,"),
-    ('heun', GRID, {'max_order': 2}, "heun: unknown option 'max_order'; known: afs, denoise_to"),
+    ('dpmp', GRID, {}, "unknown solver 'dpmp'; did you mean dpm[a-z]*\\? known: .*ddim, "),
+    ('zzz', GRID, {}, "unknown solver 'zzz'; known: .*ddim, "),
+    ('heun', GRID, {'max_order': 2}, "heun: unknown option 'max_order'; known: .*afs, denoise_to"),
     ('unipc', GRID, {'varient': 'bh1'}, "unipc: unknown option 'varient'; did you mean variant"),
     ('unipc', GRID, {'variant': 'bh3'}, "unipc: unknown variant 'bh3'; did you mean bh[12]"),
     ('unipc', GRID, {'max_order': 4}, 'unipc: max_order must be an integer from 1 to 3, got 4'),

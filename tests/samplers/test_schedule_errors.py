@@ -7,7 +7,8 @@ from samplers import levels, schedules
 SD = levels.ALPHAS_CUMPROD['stable_diffusion']()
 RANGE = levels.table_range(SD)
 OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
-           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]}}
+           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
+           'respaced': {'alphas_cumprod': SD}}
 NAN, INF = float('nan'), float('inf')
 
 
@@ -64,7 +65,7 @@ def test_bad_rho(name, rho):
     (['a', 'b'], 'must be a list of numbers, got'),
     ('stable_difusion', 'did you mean stable_diffusion'),
 ])
-@pytest.mark.parametrize('name', ['discrete', 'normal', 'sgm_uniform', 'beta'])
+@pytest.mark.parametrize('name', ['discrete', 'normal', 'sgm_uniform', 'beta', 'respaced'])
 def test_bad_tables(name, table, message):
   with pytest.raises(ValueError, match=f'^{name}: .*alphas_cumprod.*{message}'):
     schedules.schedule(name, 5, *RANGE, alphas_cumprod=table)

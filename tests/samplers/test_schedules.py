@@ -179,10 +179,11 @@ def test_published_lists_are_given_as_printed(model):
 
 # Laws over the registry.
 
-ENDS_AT_SIGMA_MIN = ('polynomial', 'logsnr', 'time_uniform', 'discrete')
+ENDS_AT_SIGMA_MIN = ('polynomial', 'logsnr', 'time_uniform', 'discrete', 'subset')
 RANGE = levels.table_range(SD)
 OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
-           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]}}
+           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
+           'respaced': {'alphas_cumprod': SD}}
 LENGTHS = (1, 2, 3, 10, 37)
 
 

@@ -1,0 +1,232 @@
+"""Guidance of a run: by a classifier, or by the difference between two answers of networks."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+import models
+import samplers
+from models import mixture
+from samplers import checks
+
+NAMES = 'classifier', 'classifier_free', 'cfg_plus_plus', 'autoguidance'
+"""Kinds of guidance, see configs/default.py."""
+
+_EULER = 'euler', 'ddim'  # Whose step CFG++ is derived for.
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What of the guidance shapes the program.
+
+  Attributes:
+    name: one of NAMES.
+    apply: of the classifier or of the weak model; None where the model guides itself.
+    calls: of the network for the two answers of classifier-free guidance, 1 (a batch of twice the
+      size) or 2.
+  """
+
+  name: str
+  apply: Callable[..., jax.Array] | None
+  calls: int
+
+
+class Constants(NamedTuple):
+  """Arrays of the guidance, shared by all images.
+
+  Attributes:
+    scale: float32 scalar.
+    params: of the classifier or the weak model, or None.
+    interval: lowest and highest guided noise level, float32 (2,), or None for all.
+    sigmas: the grid, float32 (n + 1,), for CFG++, else None.
+  """
+
+  scale: Any
+  params: Any = None
+  interval: Any = None
+  sigmas: Any = None
+
+
+class Guide(NamedTuple):
+  """A guidance with nothing left to decide.
+
+  Attributes:
+    method: what shapes the program.
+    constants: its arrays.
+    identity: what it adds to run.json and the manifest.
+    num_classes: of the labels that it needs.
+    text: for the user's line.
+  """
+
+  method: Method
+  constants: Constants
+  identity: dict[str, Any]
+  num_classes: int
+  text: str
+
+
+def plan(config: ml_collections.ConfigDict, model: models.Model, solver: str,
+         sigmas: np.ndarray) -> Guide | None:
+  """Resolves config.guidance.
+
+  Args:
+    config: the fields of config.guidance.
+    model: to be guided.
+    solver: name of the solver.
+    sigmas: noise levels of the run.
+
+  Returns:
+    The Guide, or None without guidance.
+
+  Raises:
+    OSError: if a file of a network cannot be read.
+    ValueError: if a field is out of range or does not go with the others or the model.
+  """
+  name = config.method or ('classifier' if config.classifier is not None else None)
+  if name is None:
+    _refuse_leftovers(config)
+    return None
+  if name not in NAMES:
+    raise ValueError(checks.unknown('config.guidance.method', name, NAMES))
+  if not np.isfinite(config.scale):
+    raise ValueError(f'config.guidance.scale: must be a finite number, got {config.scale}; '
+                     + ('1 is the plain product with the classifier' if name == 'classifier' else
+                        '1 is none, 2 a fair amount'))
+  if config.calls not in (1, 2):
+    raise ValueError('config.guidance.calls: must be 1 (both halves in one batch) or 2, got '
+                     f'{config.calls}; 1 is faster, 2 needs less memory')
+  for field, owner in (('classifier', 'classifier'), ('weak', 'autoguidance')):
+    if (config[field] is not None) != (name == owner):
+      rule = 'given' if name == owner else 'left out'
+      raise ValueError(f'config.guidance.{field}: must be {rule} with the method {name!r}, got '
+                       f'{config[field]}; it is the network of {owner!r}')
+  interval = _interval(config.interval, name)
+  if name == 'classifier':
+    network, num_classes = _classifier(config.classifier, model)
+  elif name == 'autoguidance':
+    network, num_classes = _weak(config.weak, model, sigmas, interval), model.num_classes
+  else:
+    network, num_classes = None, model.num_classes
+    if not num_classes:
+      raise ValueError(f'config.guidance.method: {name!r} must have a model of classes, got the '
+                       f'unconditional {model.name}; guide it with a classifier')
+  if name == 'cfg_plus_plus' and solver not in _EULER:
+    raise ValueError("config.guidance.method: 'cfg_plus_plus' must go with the solver euler or "
+                     f"ddim, got {solver}; choose one of them, or 'classifier_free'")
+  identity = {'method': name, 'scale': float(config.scale)}
+  if network is not None:
+    identity[{'classifier': 'classifier', 'autoguidance': 'weak'}[name]] = network.name
+    identity |= {'sha256': network.sha256, 'source': network.config.get('source')}
+  if interval is not None:
+    identity['interval'] = list(interval)
+  constants = Constants(
+      np.float32(config.scale), None if network is None else network.params,
+      None if interval is None else np.float32(interval),
+      np.float32(sigmas) if name == 'cfg_plus_plus' else None)
+  return Guide(Method(name, network and network.apply, config.calls), constants,
+               {'guidance': identity}, num_classes,
+               f'guided by {network.name}' if network else f'{name} at {float(config.scale):g}')
+
+
+def between_networks(method: Method, constants: Constants, plain: Callable[..., jax.Array],
+                     labels: jax.Array | None) -> Callable[..., jax.Array]:
+  """Returns the denoiser guided by the difference of two answers; `plain` where there is none.
+
+  Args:
+    method: what shapes the program.
+    constants: its arrays.
+    plain: plain(x, sigma, labels) -> D, labels those of the run by default.
+    labels: of the images, int32 (batch,).
+
+  Returns:
+    A denoiser (x, sigma) -> D.
+  """
+  if method.name == 'classifier':
+    return plain
+  if method.name == 'autoguidance':
+    def weak(x, sigma):
+      return method.apply(constants.params, x, sigma, labels)
+    return samplers.guidance.autoguidance(plain, weak, constants.scale, constants.interval)
+
+  def pair(x, sigma):
+    nobody = jnp.full_like(labels, mixture.UNCONDITIONAL)
+    if method.calls == 2:
+      return plain(x, sigma), plain(x, sigma, nobody)
+    twice = jnp.concatenate([x, x])
+    levels = jnp.concatenate([sigma, sigma]) if jnp.ndim(sigma) else sigma
+    both = plain(twice, levels, jnp.concatenate([labels, nobody]))
+    return both[:len(x)], both[len(x):]
+  if method.name == 'cfg_plus_plus':
+    return samplers.guidance.cfg_plus_plus_pair(pair, constants.scale, constants.sigmas)
+  return samplers.guidance.classifier_free_pair(pair, constants.scale, constants.interval)
+
+
+def log_prob(method: Method, constants: Constants,
+             labels: jax.Array) -> Callable[..., jax.Array] | None:
+  """Returns scale log p(label | x; sigma) of each sample, None without a classifier."""
+  if method.name != 'classifier':
+    return None
+
+  def of_labels(x, sigma):
+    every = method.apply(constants.params, x, sigma)
+    return constants.scale * jnp.take_along_axis(every, labels[:, None], axis=1)[:, 0]
+  return of_labels
+
+
+def _refuse_leftovers(config):
+  for field, default in (('scale', 1.0), ('weak', None), ('interval', None), ('calls', 1)):
+    if config[field] != default:
+      if field == 'scale':
+        raise ValueError(f'config.guidance.scale: must be 1 without a classifier, got '
+                         f'{config.scale}; set config.guidance.classifier or .method')
+      raise ValueError(f'config.guidance.{field}: must be left out without guidance, got '
+                       f'{config[field]}; set config.guidance.method')
+
+
+def _interval(text, name):
+  if text is None:
+    return None
+  if name not in ('classifier_free', 'autoguidance'):
+    raise ValueError(f'config.guidance.interval: must be left out with the method {name!r}, got '
+                     f'{text!r}; classifier_free and autoguidance have one')
+  try:
+    low, high = (float(part) for part in text.split(','))
+  except ValueError:
+    low = high = float('nan')
+  if not 0 <= low < high:
+    raise ValueError('config.guidance.interval: must be two noise levels, the lower one first, got '
+                     f"{text!r}; such as '0.3,5'")
+  return low, high
+
+
+def _classifier(name, model):
+  classifier = models.load_classifier(
+      name if name in models.BUNDLED_CLASSIFIERS else pathlib.Path(name))
+  for what, wanted, got in (
+      ('images of shape', model.image_shape, classifier.image_shape),
+      ('classes:', model.num_classes or classifier.num_classes, classifier.num_classes)):
+    if wanted != got:
+      raise ValueError(f'config.guidance.classifier: must be for {what} {wanted}, as the model, '
+                       f'got {got} in {classifier.name}; choose the one of the same data')
+  return classifier, classifier.num_classes
+
+
+def _weak(name, model, sigmas, interval):
+  weak = models.load(name if name in models.BUNDLED else pathlib.Path(name))
+  for what, wanted, got in (('images of shape', model.image_shape, weak.image_shape),
+                            ('classes:', model.num_classes, weak.num_classes)):
+    if wanted != got:
+      raise ValueError(f'config.guidance.weak: must be for {what} {wanted}, as the model, got '
+                       f'{got} in {weak.name}; choose a weaker model of the same data')
+  highest = sigmas[0] if interval is None else min(sigmas[0], interval[1])
+  if highest > weak.sigma_max * (1 + 1e-6):
+    raise ValueError(f'config.guidance.weak: must know all guided levels, up to {highest:g}, got '
+                     f'{weak.name} up to {weak.sigma_max:g}; set config.guidance.interval to '
+                     f"'0,{weak.sigma_max:g}'")
+  return weak

@@ -1,0 +1,157 @@
+"""From the fields of a config to checked values; what several jobs share."""
+
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+import models
+import samplers
+from engine import images, inputs as inputs_lib, results as results_lib, sampler, seeds as seeds_lib
+from models import mixture
+from samplers import checks
+
+_GRID = {'columns': (1, 100), 'rows': (1, 100), 'size': (64, 512)}  # Least and most of each.
+
+
+def model(config: ml_collections.ConfigDict) -> models.Model:
+  """Loads the model at a path, or one that comes with the project.
+
+  Raises:
+    OSError: if a file cannot be read.
+    ValueError: if there is none, or its images are no pictures.
+  """
+  if config.path is not None:
+    model = models.load(pathlib.Path(config.path))
+  else:
+    checks.lookup('config.model.name', config.name, models.BUNDLED)
+    model = models.load(config.name)
+  if model.image_shape[-1] not in (1, 3):
+    raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
+                     f'in {model.name}; choose a model in pixel space')
+  return model
+
+
+def sigmas(name: str, given: dict[str, Any],
+               model: models.Model) -> tuple[np.ndarray, dict[str, Any]]:
+  """Returns the grid of noise levels, and the arguments that made it.
+
+  Raises:
+    ValueError: if the schedule refuses them.
+  """
+  arguments = {'sigma_min': model.sigma_min, 'sigma_max': model.sigma_max}
+  arguments |= samplers.schedule_options(name)
+  arguments |= {option: _numbers(option, value) for option, value in given.items()}
+  arguments['name'] = name
+  return samplers.schedule(**arguments), arguments
+
+
+def seeds(text: str, start: inputs_lib.Pictures | None) -> np.ndarray:
+  """Returns the seeds; with images to start from, their numbers.
+
+  Raises:
+    ValueError: as `seeds.parse`, or if an image of such a number does not exist.
+  """
+  if text == 'all':
+    if start is None or start.count is None:
+      raise ValueError("config.seeds: 'all' must go with a file or folder in config.input.images, "
+                       f'got {start.name if start else None}; give numbers')
+    return np.arange(start.count, dtype=np.uint32)
+  seeds = seeds_lib.parse(text)
+  if start and start.count is not None and seeds.max() >= start.count:
+    raise ValueError(f'config.seeds: must be numbers of images, from 0 to {start.count - 1} in '
+                     f"{start.name}, got {seeds.max()}; 'all' takes every image")
+  return seeds
+
+
+def labels(config: ml_collections.ConfigDict, seeds: np.ndarray, num_classes: int,
+               start: inputs_lib.Pictures | None, shape: tuple[int, int, int]) -> np.ndarray:
+  """Returns the class of every seed, np.int32 (n,), below 0 without.
+
+  Raises:
+    ValueError: as `seeds.parse_labels`, or if the images' own classes are asked for and there are
+      none, or others than the model's.
+  """
+  seeds_lib.check_source(config.seeds_from, shape)
+  if config.labels != 'given':
+    return seeds_lib.labels(seeds_lib.parse_labels(config.labels, num_classes), seeds, num_classes,
+                            shape, config.seeds_from)
+  if start is None or start.labels is None:
+    raise ValueError("config.labels: 'given' must go with images that have classes (arr_1 of a "
+                     f'.npz file), got {start.name if start else "no images"}; give '
+                     "'random', 'none' or a list")
+  labels = start.labels(seeds)
+  if num_classes and labels.max() >= num_classes:
+    raise ValueError(f'config.labels: classes must be from 0 to {num_classes - 1}, got '
+                     f'{labels.max()} in {start.name}; choose the model of the same data')
+  return labels if num_classes else np.full_like(labels, mixture.UNCONDITIONAL)
+
+
+def batch_size(config: ml_collections.ConfigDict) -> int:
+  """Returns config.batch_size, or raises ValueError."""
+  return _within('batch_size', config.batch_size, 1, 2**16)
+
+
+def given(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the fields that have a value, without those of jobs of their own."""
+  given = _given(config.to_dict())
+  for group in ('train', 'convert'):
+    given.pop(group, None)
+  return given
+
+
+def check_names(config: ml_collections.ConfigDict) -> None:
+  """Raises ValueError unless the names of limit, noise and output are known."""
+  for field, value, known in (('limit', config.limit, sampler.LIMITS),
+                              ('noise', config.noise, samplers.noise.SOURCES),
+                              ('output.format', config.output.format, results_lib.FORMATS),
+                              ('output.uint8_rule', config.output.uint8_rule, images.UINT8_RULES)):
+    if value not in known:
+      raise ValueError(checks.unknown(f'config.{field}', value, known))
+
+
+def refuse(config: ml_collections.ConfigDict, job: str, fields: tuple[str, ...]) -> None:
+  """Raises ValueError if a field that a job knows nothing of is given."""
+  for field in fields:
+    group, name = field.split('.')
+    if config[group][name] is not None:
+      raise ValueError(f'config.{field}: must be left out with --mode={job}, got '
+                       f'{config[group][name]}; the mode generate has it')
+
+
+def _numbers(option, value):
+  """A list of numbers written as text; other values, names too, stay as they are."""
+  if not isinstance(value, str) or ',' not in value:
+    return value
+  try:
+    return [float(part) for part in value.split(',')]
+  except ValueError:
+    raise ValueError(f'schedule: {option} must be numbers separated by commas, got {value!r}; such '
+                     "as '80,5,0.5,0'") from None
+
+
+def _within(name, value, least, most):
+  if not checks.is_integer(value) or not least <= value <= most:
+    raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '
+                     'configs/default.py has the usual one')
+  return value
+
+
+def _given(fields):
+  """The fields with a value; None stands for a default that belongs to someone else."""
+  return {name: _given(value) if isinstance(value, dict) else value
+          for name, value in fields.items() if value is not None}
+
+
+
+
+def grid(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """Returns the fields of config.output.grid, or raises ValueError."""
+  return {name: _within(f'output.grid.{name}', config[name], least, most)
+          for name, (least, most) in _GRID.items()}
+
+
+def options(fields: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields of a group but its name."""
+  return {option: value for option, value in fields.items() if option != 'name'}

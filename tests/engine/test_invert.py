@@ -1,0 +1,70 @@
+"""Inversion: to the latent and back, end to end, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import default
+from engine import inputs, invert
+from tests.engine.sampling import get_config
+
+
+def get_plan(workdir, **overrides):
+  fields = {'seeds': '0-4', 'batch_size': 4, 'input__images': 'gaussian_digits', 'labels': 'given',
+            'solver__name': 'euler', 'schedule__num_steps': 40, **overrides}
+  return invert.plan(get_config(**fields), str(workdir))
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('invert')
+  return folder, invert.run(get_plan(folder, solver__name='heun'))
+
+
+def test_images_come_back(done):
+  """Of second order, 40 steps each way, on the bundled model."""
+  folder, told = done
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  assert manifest['nfe'] == {'encode': 80, 'decode': 80} and 'RMS error' in told
+  start = inputs.load('test', 'gaussian_digits', (8, 8, 3)).take(np.arange(5))
+  for seed, image in enumerate(start):
+    back = inputs.read_picture('test', folder / f'{seed:06d}.png')
+    error = np.sqrt(np.mean((inputs.to_model(back) - inputs.to_model(image))**2))
+    assert error == pytest.approx(manifest['rms_error'][seed], abs=0.01)  # The file has 8 bits.
+  assert np.median(manifest['rms_error']) < 0.1
+
+
+def test_latents_are_those_of_the_first_level(done):
+  folder, _ = done
+  latents = np.stack([np.load(folder / 'latents' / f'{seed:06d}.npz')['latent']
+                      for seed in range(5)])
+  assert latents.shape == (5, 8, 8, 3)
+  assert 0.5 < latents.std() < 1.5  # Like noise: images have a standard deviation of 0.7 / 80.
+
+
+def test_a_second_run_has_nothing_to_do_and_a_lost_image_is_made_again(done):
+  folder, _ = done
+  plan = get_plan(folder, solver__name='heun')
+  assert 'nothing to do' in invert.run(plan)
+  before = (folder / '000002.png').read_bytes()
+  (folder / '000002.png').unlink()
+  (folder / 'manifest.json').unlink()
+  invert.run(plan)
+  assert (folder / '000002.png').read_bytes() == before
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'input__images': None, 'labels': '3'}, 'input.images: must name the images to invert'),
+    ({'solver__name': 'ddim', 'solver__eta': 1.0}, 'sigmas must decrease for a solver with noise'),
+    ({'guidance__method': 'classifier_free'}, 'guidance.method: must be left out with --mode=inve'),
+    ({'condition__task': 'inpaint'}, 'condition.task: must be left out with --mode=invert'),
+])
+def test_bad_input(tmp_path, fields, message):
+  with pytest.raises(ValueError, match=message):
+    get_plan(tmp_path / 'out', **fields)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_default_config_has_no_images():
+  assert default.get_config().input.images is None
