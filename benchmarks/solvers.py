@@ -26,7 +26,7 @@ DATA = HERE.parent / 'tests' / 'golden' / 'ode' / 'mixture_small.npz'
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 SAMPLES = 64
 BUDGETS = (3, 4, 5, 6, 8, 10, 12, 15, 20)
-ROWS, SLOTS = 45, 5
+ROWS, SLOTS = 60, 5
 SCHEDULES = {
     'polynomial, rho 7': ('polynomial', {}),
     'polynomial, rho 5': ('polynomial', {'rho': 5.0}),
@@ -60,12 +60,14 @@ ENTRIES = [
     Entry('ipndm', {'max_order': 2}), Entry('ipndm', {'max_order': 3}),
     Entry('ipndm', {'max_order': 4}), Entry('ipndm_v', {'max_order': 2}),
     Entry('ipndm_v', {'max_order': 4}), Entry('lms', {'order': 4}), Entry('plms', {'max_order': 4}),
+    Entry('ltsp', {'order': 4}), Entry('stsp', {'order': 4}),
+    *[Entry('etd', {'order': order}) for order in (1, 2, 3, 4)],
 ]
 PANELS = {
     'one-step': ('euler', 'ddim', 'heun', 'edm', 'dpm', 'rk', 'dpm_fast'),
     'DPM-Solver++': ('dpmpp', 'dpmpp_2m'),
-    'UniPC': ('unipc',),
-    'Adams': ('deis', 'ipndm', 'ipndm_v', 'lms', 'plms'),
+    'UniPC and exponential Runge-Kutta': ('unipc', 'etd'),
+    'Adams': ('deis', 'ipndm', 'ipndm_v', 'lms', 'plms', 'ltsp', 'stsp'),
 }
 
 
@@ -74,7 +76,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
   parser.add_argument('--write', action='store_true', help='write README.md and the plot here')
   arguments = parser.parse_args()
-  missing = set(samplers.SOLVERS) - {entry.name for entry in ENTRIES}
+  missing = deterministic() - {entry.name for entry in ENTRIES}
   if missing:
     raise SystemExit(f'solvers: the registry has {sorted(missing)}, which ENTRIES lacks; add them')
   with jax.enable_x64(True):
@@ -84,6 +86,12 @@ def main() -> None:
   if arguments.write:
     plot(errors[COMMON], HERE / 'solvers.png')
     write_section(TITLE, report)
+
+
+def deterministic() -> set[str]:
+  """Returns the names of the solvers that draw no noise, unless they are asked to."""
+  return {name for name in samplers.SOLVERS
+          if not samplers.make(name, [3.0, 2.0, 1.0]).noise.any()}
 
 
 def measure() -> tuple[dict, float]:
@@ -149,7 +157,8 @@ Every solver on the best of {len(SCHEDULES)} grids for each budget ({'; '.join(S
 {_markdown(best)}
 
 Equal rows are equal solvers: `ddim` without noise is `euler`, `edm` without churn is `heun`, `lms`
-is `ipndm_v`. `dpm_fast` makes its own steps between the ends of the grid.
+is `ipndm_v`, `ltsp` and `stsp` without guidance are `ipndm`. `dpm_fast` makes its own steps between
+the ends of the grid.
 '''
 
 

@@ -154,14 +154,8 @@ def between_networks(method: Method, constants: Constants, plain: Callable[..., 
       return method.apply(constants.params, x, sigma, labels)
     return samplers.guidance.autoguidance(plain, weak, constants.scale, constants.interval)
 
-  def pair(x, sigma):
-    nobody = jnp.full_like(labels, mixture.UNCONDITIONAL)
-    if method.calls == 2:
-      return plain(x, sigma), plain(x, sigma, nobody)
-    twice = jnp.concatenate([x, x])
-    levels = jnp.concatenate([sigma, sigma]) if jnp.ndim(sigma) else sigma
-    both = plain(twice, levels, jnp.concatenate([labels, nobody]))
-    return both[:len(x)], both[len(x):]
+  nobody = jnp.full_like(labels, mixture.UNCONDITIONAL)
+  pair = samplers.guidance.paired(plain, labels, nobody, method.calls)
   if method.name == 'cfg_plus_plus':
     return samplers.guidance.cfg_plus_plus_pair(pair, constants.scale, constants.sigmas)
   return samplers.guidance.classifier_free_pair(pair, constants.scale, constants.interval)

@@ -38,7 +38,6 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 _DONE = 1e-5  # Distance in lam from the end at which a sample counts as there.
 _LEAST_ERROR = 1e-8
 _ORDER_WITH_NOISE = 1.5  # For the controller: the strong order of the error of a step of an SDE.
-_PATH_STREAM = 2**31 - 2  # As in `noise`: the path of a key is that of every solver.
 
 
 class Options(NamedTuple):
@@ -269,7 +268,7 @@ def source(options: Options, x: jax.Array, key: jax.Array | None,
   def along_path(accepted, s, s1, x):
     del accepted
     def one(key, high, low):
-      path = jax.random.fold_in(key, _PATH_STREAM)
+      path = jax.random.fold_in(key, noise_lib.PATH)
       z = noise_lib.increment(path, high, low, x.shape[1:], x.dtype)
       # Levels that are one in float32 have no increment between them, nor noise to speak of.
       return jnp.where(high.astype(jnp.float32) > low.astype(jnp.float32), z, jnp.zeros_like(z))

@@ -28,8 +28,6 @@ import numpy as np
 from samplers import checks, noise as noise_lib, registry
 from samplers.table import GUIDE, Row, Table, assemble
 
-_PROJECT_STREAM = 2**31 - 1  # Of a sample's key, as in `samplers.run`.
-
 VARIANCES = ('fixed_small', 'fixed_large', 'learned')
 """Lower bound, upper bound, and what the network places between the two."""
 
@@ -206,7 +204,8 @@ def sample(coefficients: Coefficients, denoise_variance: DenoiseVariance, x: jax
   steps = cast(coefficients, x)
   draw = source('ddpm', steps, x, key, draw, noise_lib.brownian)
   if project is not None:
-    project_draw = source('ddpm', steps, x, key, project_draw, _project_source)
+    project_draw = source('ddpm', steps, x, key, project_draw,
+                          lambda keys, interval: noise_lib.of_imputation(keys))
 
   def step(x, row):
     r, c = row
@@ -287,11 +286,6 @@ def source(name: str, steps: Coefficients, x: jax.Array, key: jax.Array | None,
                      f'{x.shape[:1]}, got key {got}; use '
                      f'jax.random.split(jax.random.key(0), {x.shape[0]})')
   return of_keys(key, jnp.stack([steps.sigma, steps.level], axis=1))
-
-
-def _project_source(keys, interval):
-  del interval
-  return noise_lib.by_row(jax.vmap(lambda key: jax.random.fold_in(key, _PROJECT_STREAM))(keys))
 
 
 def _bounds(s, s1, above, xp):

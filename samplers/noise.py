@@ -24,8 +24,9 @@ import numpy as np
 Draw = Callable[[jax.Array, jax.Array], jax.Array]
 """draw(row, x) -> standard normals like x."""
 
-# Streams of a key: rows are numbered from 0, the path has one of the last numbers.
-_PATH_STREAM = 2**31 - 2
+PATH, PROJECT = 2**31 - 2, 2**31 - 1
+"""Streams of a key, folded in: the Brownian path, and imputation. Rows are numbered from 0."""
+
 _FRACTION_BITS = 23  # Of a float32.
 _EXPONENT_BIAS = 127
 _LOWEST = np.float32(2.0**-64)  # The path rests below: no schedule goes there.
@@ -41,6 +42,11 @@ def by_row(keys: jax.Array) -> Draw:
     draw(row, x) -> z like x.
   """
   return _rows(keys, jax.random.normal)
+
+
+def of_imputation(keys: jax.Array) -> Draw:
+  """Returns the draws of imputation, a stream apart from that of the solver."""
+  return by_row(jax.vmap(lambda key: jax.random.fold_in(key, PROJECT))(keys))
 
 
 def two_point(keys: jax.Array) -> Draw:
@@ -87,7 +93,7 @@ def brownian(keys: jax.Array, interval: Any) -> Draw:
   Returns:
     draw(row, x) -> z like x.
   """
-  paths = jax.vmap(lambda key: jax.random.fold_in(key, _PATH_STREAM))(keys)
+  paths = jax.vmap(lambda key: jax.random.fold_in(key, PATH))(keys)
   independent = by_row(keys)
   interval = jax.lax.stop_gradient(jnp.asarray(interval).astype(jnp.float32))
 
@@ -123,39 +129,39 @@ def increment(key: jax.Array, high: Any, low: Any, shape: tuple[int, ...],
                      _LOWEST)
   bits = jax.lax.bitcast_convert_type(ends, jnp.int32)
   octave, fraction = bits >> _FRACTION_BITS, bits & (2**_FRACTION_BITS - 1)
-  above = jax.vmap(lambda k, m: _within(key, k, m, shape, dtype))(octave, fraction)
-  # W at the power of 2 below `high`, as seen from the one below `low`.
-  between = jax.lax.fori_loop(
-      octave[1], octave[0], lambda k, sum_: sum_ + _octave(key, k, shape, dtype),
-      jnp.zeros(shape, dtype))
-  length = ends[0].astype(dtype) - ends[1].astype(dtype)
-  return (above[0] - above[1] + between) / jnp.sqrt(length)
+
+  def above(end):  # W at one end, as seen from the power of 2 below `low`.
+    return _walk(key, octave[1], *end, shape, dtype)
+  values = jax.lax.map(above, (octave, fraction))
+  return (values[0] - values[1]) / jnp.sqrt(ends[0].astype(dtype) - ends[1].astype(dtype))
 
 
-def _octave(key, octave, shape, dtype):
-  """W(2^(k + 1)) - W(2^k), of variance 2^k; `octave` is k as a float32 stores it, biased."""
-  z = jax.random.normal(jax.random.fold_in(key, octave), shape, dtype)
-  return _root_of_power(octave, dtype) * z
+def _walk(key, first, octave, fraction, shape, dtype):
+  """W(2^k (1 + fraction / 2^23)) - W(2^first); k is `octave`, and both as a float32 stores them.
 
-
-def _root_of_power(octave, dtype):
-  return jnp.exp2((octave - _EXPONENT_BIAS).astype(dtype) / 2)
-
-
-def _within(key, octave, fraction, shape, dtype):
-  """W(2^k (1 + fraction / 2^23)) - W(2^k): the bridge over the octave, halved bit by bit."""
-  nodes = jax.random.fold_in(jax.random.fold_in(key, octave), 2**31 - 1)
-  deviation = _root_of_power(octave, dtype) / 2  # Of the midpoint given the ends: sqrt(length) / 2.
-
-  def halve(depth, state):
-    left, right = state
-    prefix = fraction >> (_FRACTION_BITS - depth)  # Numbers the node within its generation.
-    z = jax.random.normal(jax.random.fold_in(nodes, (1 << depth) + prefix), shape, dtype)
-    middle = (left + right) / 2 + deviation * jnp.exp2(-depth.astype(dtype) / 2) * z
-    upper = (fraction >> (_FRACTION_BITS - 1 - depth)) & 1
-    return jnp.where(upper, middle, left), jnp.where(upper, right, middle)
-  start = jnp.zeros(shape, dtype), _octave(key, octave, shape, dtype)
-  return jax.lax.fori_loop(0, _FRACTION_BITS, halve, start)[0]
+  Octave by octave up to k, whose increments have variance 2^octave, then down its bridge, which is
+  halved bit by bit. One loop, since each place that draws is dear to compile.
+  """
+  def step(i, state):
+    base, left, right = state
+    depth = i - octave  # In the bridge; 0 is the octave as a whole, and so it is below it.
+    inside = jnp.maximum(depth - 1, 0)
+    prefix = fraction >> (_FRACTION_BITS - inside)  # Numbers the node within its generation.
+    node = jnp.where(depth > 0, (1 << inside) + prefix, 0)
+    of_octave = jax.random.fold_in(key, jnp.minimum(i, octave))
+    z = jax.random.normal(jax.random.fold_in(of_octave, node), shape, dtype)
+    root = jnp.exp2((jnp.minimum(i, octave) - _EXPONENT_BIAS).astype(dtype) / 2)
+    middle = (left + right) / 2 + root / 2 * jnp.exp2(-inside.astype(dtype) / 2) * z
+    upper = (fraction >> (_FRACTION_BITS - 1 - inside)) & 1
+    halved = jnp.where(upper, middle, left), jnp.where(upper, right, middle)
+    whole = jnp.zeros_like(z), root * z
+    left, right = (jnp.where(depth > 0, half, all_) for half, all_ in zip(halved, whole,
+                                                                          strict=True))
+    return jnp.where(depth < 0, base + right, base), left, right
+  zeros = jnp.zeros(shape, dtype)
+  base, left, _ = jax.lax.fori_loop(first, octave + 1 + _FRACTION_BITS, step,
+                                    (zeros, zeros, zeros))
+  return base + left
 
 
 def _rows(keys, one):

@@ -9,9 +9,6 @@ import numpy as np
 
 from samplers import noise as noise_lib, table as table_lib
 
-# Stream of a sample's key for imputation; `noise` has those of the solver.
-_PROJECT_STREAM = 2**31 - 1
-
 
 def run(table: table_lib.Table,
         denoise: Callable[[jax.Array, jax.Array], jax.Array],
@@ -147,8 +144,7 @@ def _project_source(project, project_draw, keys):
   if keys is None:
     raise ValueError('run: project needs a source of noise, got neither key nor project_draw; pass '
                      'one of them (a projection without noise may ignore its z)')
-  streams = jax.vmap(lambda key: jax.random.fold_in(key, _PROJECT_STREAM))(keys)
-  return noise_lib.by_row(streams)
+  return noise_lib.of_imputation(keys)
 
 
 def _steps(level) -> np.ndarray:

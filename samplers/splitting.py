@@ -28,7 +28,7 @@ def ltsp(levels: Sequence[Any], *, order: int = 4, xp: Any = np) -> Table:
   that the guidance has moved. The weights are those of equal steps, of order min(order, i + 1) at
   step i. Without a guide it is Adams-Bashforth (`ipndm`); guided it is of order 1.
 
-  Source: arXiv:2301.11558, Alg. 1 (LTSP).
+  Source: arXiv:2301.11558, Alg. 1 (LTSP), and the code published with it: guidance comes first.
 
   Args:
     levels: n + 1 decreasing noise levels; the last may be 0.
@@ -58,7 +58,7 @@ def stsp(levels: Sequence[Any], *, order: int = 4, xp: Any = np) -> Table:
   m / sigma' sqrt((1 + sigma'^2) / (1 + m^2)) a(x', sigma'). A step to 0 takes it at the level
   where it began, of the image as a variance-preserving state there, x' sqrt(1 + sigma^2): the guide
   knows no level 0. Without a guide it is Adams-Bashforth; guided it is of order 1, for the halves
-  are steps of Euler, but its error is smaller than that of `ltsp`.
+  are steps of Euler, with an error some times smaller than that of `ltsp` on smooth fields.
 
   Source: arXiv:2301.11558, Alg. 2 (STSP) and the code published with it.
 

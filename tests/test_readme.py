@@ -101,7 +101,9 @@ def test_solver_table_names_every_solver_option_and_default():
   rows = re.findall(r'^\| (`.*?`) \|(.*?)\| .*? \| .*\|$', README, re.MULTILINE)
   listed = {name: options for names, options in rows for name in re.findall(r'`(\w+)`', names)}
   assert set(listed) == set(samplers.SOLVERS)
+  churn = re.search(r'Churn: (.*?)\. ', README, re.DOTALL)[1]
   for name, text in listed.items():
+    text = f'{text}, {churn}' if 'churn' in text else text
     own = set(samplers.options(name)) - {'afs', 'denoise_to_zero'}
     for option, default_value in re.findall(r'`(\w+)=([\w.]+)', text):
       if option in own:
@@ -121,6 +123,7 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
   # The files that the lines speak of.
   np.savez(tmp_path / 'images.npz', np.zeros((16, 8, 8, 3), np.uint8), np.arange(16) % 4)
   shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+  shutil.copytree(models.model.ASSETS / 'examples', tmp_path / 'models' / 'assets' / 'examples')
   if '--workdir=mine' not in line:
     shutil.copytree(models.model.ASSETS / 'digits', tmp_path / 'mine' / 'model')
   if '--mode=convert' in line:  # A small one in place of the published file.
@@ -135,8 +138,10 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
     assert values.config.convert.resolution == 32
     values.config.convert.resolution = 8  # Of the small one.
   plan = importlib.import_module(main.MODES[values.mode]).plan(values.config, values.workdir)
-  if values.mode == 'generate':
-    assert plan.table.nfe > 0
+  if values.mode in ('invert', 'likelihood'):
+    assert plan.sigmas[0] == 80
+  elif values.mode == 'generate':
+    assert plan.solver.nfe or plan.solver.identity['name'] in samplers.LOOPS
   elif values.mode == 'convert':
     assert plan.converted.config['network']['name'] == 'song_unet'
   elif '--config=' in line:  # What it would make is what comes with the project.

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import models
-from engine import generate
+import samplers
+from engine import generate, seeds as seeds_lib, solvers
 from models import mixture
 from samplers import guidance
 from tests.engine.sampling import get_plan, samples
@@ -78,3 +79,128 @@ def test_classifier_of_other_images_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(models, 'load_classifier', lambda path: other)
   with pytest.raises(ValueError, match=r'images of shape \(8, 8, 3\), .* got \(16, 16, 3\)'):
     get_plan(tmp_path, **GUIDED)
+
+
+# -- Guidance by the difference of two networks ---------------------------------------------------
+
+FREE = {'model__name': 'digits', 'labels': '3,8', 'solver__name': 'euler',
+        'schedule__num_steps': 4, 'seeds': '0-3'}
+
+
+def test_classifier_free_guidance_is_its_formula_in_one_call_or_two(tmp_path):
+  one, two = (get_plan(tmp_path / str(calls), **FREE, guidance__method='classifier_free',
+                       guidance__scale=3.0, guidance__calls=calls, guidance__interval='0.05,20')
+              for calls in (1, 2))
+  apart = samples(one)
+  np.testing.assert_allclose(samples(two), apart, atol=2e-5)  # Another batch size sums otherwise.
+  model, x = models.load('digits'), np.asarray(one.sigmas[0] * latents(one), np.float32)
+  def free(x, sigma):
+    cond, nobody = (model.apply(model.params, x, sigma, jnp.array(labels))
+                    for labels in ([3, 8, 3, 8], [-1] * 4))
+    return nobody + jnp.where((sigma > 0.05) & (sigma <= 20), 3.0, 1.0) * (cond - nobody)
+  expected = jax.jit(lambda x: samplers.run(one.solver.arrays, free, x))(x)
+  np.testing.assert_allclose(apart, expected, atol=2e-5)
+
+
+def latents(plan):
+  drawn = seeds_lib.latents(plan.results.seeds, plan.model.image_shape, 'jax')
+  return np.asarray(drawn).reshape(-1, *plan.model.image_shape)
+
+
+def test_autoguidance_by_a_weaker_model_within_its_levels(tmp_path):
+  """And CFG++: both runs differ from plain ones, and say in the manifest what they were."""
+  plain = samples(get_plan(tmp_path / 'plain', **FREE))
+  for name, fields in (
+      ('autoguidance', {'guidance__weak': 'digits_early', 'guidance__interval': '0,1'}),
+      ('cfg_plus_plus', {})):
+    plan = get_plan(tmp_path / name, **FREE, guidance__method=name, guidance__scale=0.4, **fields)
+    assert abs(samples(plan) - plain).max() > 0.01
+    assert plan.results.identity['guidance']['method'] == name
+  generate.run(plan)
+  manifest = json.loads((tmp_path / name / 'manifest.json').read_text())
+  assert manifest['guidance'] == {'method': 'cfg_plus_plus', 'scale': 0.4}
+
+
+def test_splitting_asks_the_trained_classifier_in_rows_of_its_own(tmp_path):
+  plan = get_plan(tmp_path, **{**FREE, 'solver__name': 'stsp'}, guidance__scale=2.0,
+                  guidance__classifier='digits_classifier')
+  assert plan.solver.splits
+  model, classifier = models.load('digits'), models.load_classifier('digits_classifier')
+  labels = jnp.array([3, 8, 3, 8])
+  guide = guidance.classifier_term(
+      lambda x, sigma: classifier.log_prob(x, sigma)[jnp.arange(4), labels], 2.0)
+  expected = jax.jit(lambda x: samplers.run(
+      samplers.make('stsp', plan.sigmas), lambda x, sigma: model.denoise(x, sigma, labels), x,
+      guide=guide))(np.asarray(plan.sigmas[0] * latents(plan), np.float32))
+  np.testing.assert_allclose(samples(plan), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'guidance__method': 'magic'}, "unknown config.guidance.method 'magic'"),
+    ({'guidance__method': 'classifier'}, "guidance.classifier: must be given with the method 'cla"),
+    ({'guidance__method': 'classifier_free', 'guidance__weak': 'digits_early'},
+     "guidance.weak: must be left out with the method 'classifier_free'"),
+    ({'guidance__method': 'classifier_free', 'labels': 'none'}, 'labels: must be classes for'),
+    ({'guidance__method': 'classifier_free', 'guidance__calls': 3}, 'guidance.calls: must be 1'),
+    ({'guidance__method': 'classifier_free', 'guidance__interval': '5,1'},
+     "interval: must be two noise levels, the lower one first, got '5,1'"),
+    ({'guidance__method': 'cfg_plus_plus', 'solver__name': 'heun'},
+     "'cfg_plus_plus' must go with the solver euler or ddim, got heun"),
+    ({'guidance__method': 'autoguidance', 'guidance__weak': 'digits_early'},
+     "weak: must know all guided levels, up to 80, got digits_early up to 1; set .* '0,1'"),
+    ({'guidance__interval': '0,1'}, 'guidance.interval: must be left out without guidance'),
+    ({'guidance__method': 'cfg_plus_plus', 'guidance__interval': '0,1'},
+     "interval: must be left out with the method 'cfg_plus_plus'"),
+])
+def test_bad_guidance_by_networks_is_refused(tmp_path, fields, message):
+  with pytest.raises(ValueError, match=message):
+    get_plan(tmp_path / 'out', **{**FREE, **fields})
+  assert not (tmp_path / 'out').exists()
+
+
+def test_an_unconditional_model_cannot_be_guided_by_its_classes(tmp_path, monkeypatch):
+  nobody = dataclasses.replace(models.load('digits'), num_classes=0)
+  monkeypatch.setattr(models, 'load', lambda name: nobody)
+  with pytest.raises(ValueError, match='must have a model of classes, got the unconditional digit'):
+    get_plan(tmp_path / 'out', **{**FREE, 'labels': 'none'}, guidance__method='classifier_free')
+
+
+# -- Solvers that are no tables -------------------------------------------------------------------
+
+
+def test_adaptive_steps_are_counted_by_image(tmp_path):
+  plan = get_plan(tmp_path, **{**FREE, 'solver__name': 'dpm_adaptive'}, solver__rtol=0.2)
+  assert 'on average' in generate.run(plan)
+  nfe = json.loads((tmp_path / 'manifest.json').read_text())['nfe']
+  assert 6 <= nfe['mean'] <= nfe['most'] <= 100
+  with pytest.raises(ValueError, match='dpm_adaptive: rtol must be a finite number above 0'):
+    get_plan(tmp_path / 'b', **{**FREE, 'solver__name': 'dpm_adaptive'}, solver__rtol=0.0)
+  lost = get_plan(tmp_path / 'c', **{**FREE, 'solver__name': 'dpm_adaptive'}, solver__max_steps=1)
+  with pytest.raises(FloatingPointError, match='samples must be finite'):
+    generate.run(lost)
+
+
+def test_learned_variance_lies_between_the_fixed_ones(tmp_path):
+  """v = -1 is the small one, v = 1 the large one: the same samples as with these."""
+  run = {**FREE, 'model__name': 'digits_exact', 'solver__name': 'ddpm'}
+  with pytest.raises(ValueError, match="'learned' must have a model that learned one, got digits_"):
+    get_plan(tmp_path / 'no', **run, solver__variance='learned')
+  for v, name in ((-1.0, 'fixed_small'), (1.0, 'fixed_large')):
+    fixed = get_plan(tmp_path / name, **run, solver__variance=name)
+    apply = fixed.model.apply
+    def variance(params, x, sigma, labels=None, v=v, apply=apply):
+      return apply(params, x, sigma, labels), jnp.full_like(x, v)
+    model = dataclasses.replace(fixed.model, apply_variance=variance)
+    learned = dataclasses.replace(fixed, model=model, solver=solvers.plan(
+        'ddpm', {'variance': 'learned'}, fixed.sigmas, 'brownian'))
+    assert learned.solver.nfe == fixed.solver.nfe == 4
+    # Draws count steps there and rows here, along one path: the intervals are the same.
+    np.testing.assert_allclose(samples(learned), samples(fixed), atol=1e-3)
+
+
+def test_noise_of_the_loops_is_along_the_path(tmp_path):
+  for solver in ({'solver__name': 'dpm_adaptive', 'solver__eta': 1.0},):
+    with pytest.raises(ValueError, match="noise: must be 'brownian' for dpm_adaptive, got 'gauss"):
+      get_plan(tmp_path, **{**FREE, **solver}, noise='gaussian')
+  with pytest.raises(ValueError, match="unknown config.noise 'pink'"):
+    get_plan(tmp_path, **FREE, noise='pink')

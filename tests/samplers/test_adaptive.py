@@ -256,11 +256,11 @@ def test_draws_are_numbered_by_accepted_steps_and_scaled():
 
 def test_a_seed_shows_the_same_image_at_another_tolerance():
   """Noise along the path of a key: the steps change, the image hardly."""
-  x, key = jnp.zeros((4, *LATENTS.shape[1:])), keys(range(4))
+  x, key = jnp.zeros((12, *LATENTS.shape[1:])), keys(range(12))
   loose, fine = (np.asarray(run(x, key)[0]) for run in (compiled(eta=0.5),
                                                         compiled(eta=0.5, rtol=0.02)))
   apart = np.sqrt(np.mean((fine - np.roll(fine, 1, axis=0))**2))
-  assert np.sqrt(np.mean((loose - fine)**2)) < 0.4 * apart
+  assert np.sqrt(np.mean((loose - fine)**2)) < 0.5 * apart
 
 
 # -- Bad input ------------------------------------------------------------------------------------

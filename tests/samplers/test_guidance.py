@@ -3,6 +3,7 @@
 import collections
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -121,13 +122,73 @@ def test_cfg_plus_plus_of_a_repeated_level_and_after_the_last():
     np.testing.assert_allclose(guided(X, sigma), expected, rtol=1e-12)
 
 
-def test_one_call_of_the_network_or_two():
-  """A batch of twice the size gives what two calls give."""
-  def pair(x, sigma):
-    both = jnp.stack([one(x, sigma), two(x, sigma)])
-    return both[0], both[1]
-  np.testing.assert_array_equal(guidance.classifier_free_pair(pair, 2.5)(X, 1.3),
-                                guidance.classifier_free(one, two, 2.5)(X, 1.3))
+@pytest.mark.parametrize('sigma', [1.3, np.array([0.2, 1.0, 3.0])], ids=['one', 'many'])
+def test_one_call_of_the_network_or_two(sigma):
+  """A batch of twice the size gives what two calls give, also with a level for each sample."""
+  sizes = []
+
+  def evaluate(x, sigma, condition):
+    sizes.append(len(x))
+    level = jnp.broadcast_to(jnp.asarray(sigma), len(x)).reshape(-1, 1, 1, 1)
+    labels, features = condition
+    return (labels.reshape(-1, 1, 1, 1) - 0.3 * x) / (1 + level) + features[:, None, None, :]
+
+  wanted = jnp.asarray([1.0, 2.0, 3.0]), jnp.asarray(RNG.standard_normal((3, 3)))
+  nobody = jnp.zeros(3), jnp.zeros((3, 3))
+  free = guidance.classifier_free(lambda x, sigma: evaluate(x, sigma, wanted),
+                                  lambda x, sigma: evaluate(x, sigma, nobody), 2.5)(X, sigma)
+  for calls, expected in ((1, [6]), (2, [3, 3])):
+    pair = guidance.paired(evaluate, wanted, nobody, calls)
+    sizes.clear()
+    np.testing.assert_allclose(guidance.classifier_free_pair(pair, 2.5)(X, sigma), free,
+                               rtol=1e-12)
+    assert sizes == expected
+
+
+def test_bad_number_of_calls():
+  with pytest.raises(ValueError, match='paired: calls must be 1 or 2, got 3; 1 is faster'):
+    guidance.paired(lambda x, sigma, condition: x, 0, 0, calls=3)
+
+
+def test_outside_of_the_interval_the_other_answer_does_not_matter():
+  """Not even one that is no number, as of a weak model beyond the levels that it knows."""
+  def broken(x, sigma):
+    return jnp.full_like(x, jnp.nan)
+  guided = guidance.autoguidance(one, broken, 3.0, (0.3, 5.0))
+  np.testing.assert_array_equal(guided(X, 6.0), one(X, 6.0))
+  assert np.isnan(guided(X, 5.0)).all()
+
+
+def test_one_compilation_for_all_scales_intervals_and_grids():
+  """They may be traced: as an array, as a pair, and padded by more of the last level."""
+  @jax.jit
+  def free(scale, interval):
+    return guidance.classifier_free(one, two, scale, interval)(jnp.asarray(X), 1.0)
+
+  @jax.jit
+  def plus_plus(scale, sigmas, sigma):
+    return guidance.cfg_plus_plus(one, two, scale, sigmas)(jnp.asarray(X), sigma)
+
+  for scale, interval in ((2.0, (0.5, 1.0)), (3.0, (1.0, 4.0))):
+    expected = guidance.classifier_free(one, two, scale, interval)(X, 1.0)
+    np.testing.assert_allclose(free(scale, interval), expected, rtol=1e-12)
+    np.testing.assert_allclose(free(scale, np.array(interval)), expected, rtol=1e-12)
+  for last in (0.0, 0.2):
+    sigmas = np.array([4.0, 1.0, last])
+    expected = guidance.cfg_plus_plus(one, two, 0.6, sigmas)(X, 1.0)
+    for padded in ([4.0, 1.0, last, last, last], [4.0, 1.0, last, 0.0, 0.0]):
+      np.testing.assert_allclose(plus_plus(0.6, np.array(padded), 1.0), expected, rtol=1e-12)
+  assert free._cache_size() == 2 and plus_plus._cache_size() == 1
+
+
+def test_a_scale_for_each_sample():
+  scales = jnp.asarray([0.0, 1.0, 4.0])
+  log_prob = guidance.of_denoised(one, lambda image: -(image**2).sum((1, 2, 3)))
+  for make in (lambda scale: guidance.classifier_free(one, two, scale),
+               lambda scale: guidance.classifier(one, log_prob, scale),
+               lambda scale: guidance.cfg_plus_plus(one, two, scale, [2.0, 1.0, 0.5])):
+    alone = [make(scale)(X[i:i + 1], 1.0) for i, scale in enumerate(scales)]
+    np.testing.assert_allclose(make(scales)(X, 1.0), np.concatenate(alone), rtol=1e-12)
 
 
 def test_interval_of_levels_by_sample():
@@ -157,9 +218,17 @@ def test_limit_first_and_guide_then():
   assert not hasattr(guidance.classifier(one, log_prob, 2.0), 'raw')
   free = guidance.classifier_free(guidance.clip(lambda x, sigma: 5 * x), two, 2.0)
   np.testing.assert_allclose(free.raw(X, 1.0), 10 * X - two(X, 1.0), rtol=1e-12)
+  assert guidance.clip(free).raw is free.raw  # A limit after the guidance keeps what was before.
+  assert not hasattr(guidance.classifier_free(one, two, 2.0), 'raw')
 
 
-@pytest.mark.parametrize('interval', [(5.0, 0.3), (-1.0, 2.0), (1.0, 1.0)])
+@pytest.mark.parametrize('interval', [(5.0, 0.3), (-1.0, 2.0), (1.0, 1.0), (float('nan'), 1.0)])
 def test_bad_intervals(interval):
-  with pytest.raises(ValueError, match='classifier_free: interval must go from a level >= 0 up'):
-    guidance.classifier_free(one, two, 2.0, interval)
+  for make in guidance.classifier_free, guidance.autoguidance:
+    with pytest.raises(ValueError, match=f'{make.__name__}: interval must go from a level >= 0 up'):
+      make(one, two, 2.0, interval)
+
+
+def test_bad_grid():
+  with pytest.raises(ValueError, match='cfg_plus_plus: sigmas must decrease, got 2 after 1 at'):
+    guidance.cfg_plus_plus(one, two, 0.6, [1.0, 2.0])

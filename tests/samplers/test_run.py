@@ -119,16 +119,13 @@ def keys(seeds):
   return jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
 
-STOCHASTIC = [name for name in samplers.SOLVERS if 'eta' in samplers.options(name)]
-
-
 def stochastic_table(name):
   return samplers.make(name, samplers.schedule('karras', 5, 0.1, 10.0), eta=1.0)
 
 
-@pytest.mark.parametrize('name', STOCHASTIC)
-def test_a_sample_depends_on_its_own_key_alone(name):
-  table, x = stochastic_table(name), images(10.0)
+def test_a_sample_depends_on_its_own_key_alone():
+  """One solver here; `test_noise` has all of the registry."""
+  table, x = stochastic_table('ddim'), images(10.0)
   whole = samplers.run(table, DENOISE, x, key=keys([5, 6, 7]))
   part = samplers.run(table, DENOISE, x[1:2], key=keys([6]))
   np.testing.assert_allclose(whole[1:2], part, rtol=1e-12)

@@ -17,6 +17,7 @@ MANIFEST, ARRAYS = reference.load('splitting')
 CASES = {case['id']: case for case in MANIFEST['cases']}
 INPUTS, MIXTURE = ARRAYS['inputs'], ARRAYS['mixture']
 PLAIN = reference.mixture_denoiser(MIXTURE)
+COMPILED = jax.jit(PLAIN)
 ROWS, SLOTS = 80, 4
 FACTOR = 2
 
@@ -31,6 +32,11 @@ def test_every_case_is_here():
   assert collections.Counter(case['imputation'] for case in CASES.values()) == {
       None: 64, 'inpainting': 5, 'super_resolution': 3, 'colorization': 3,
       'super_resolution_ilvr': 3}
+  assert collections.Counter(
+      case['method'] for case in CASES.values() if 'traj' in case['arrays']
+  ) == {'ltsp': 8, 'stsp': 4, 'plms': 6, 'ddim': 1}
+  assert {'pred_xstart' in case['arrays'] for case in CASES.values()
+          if 'traj' in case['arrays']} == {True}
 
 
 def grid(case):
@@ -78,32 +84,38 @@ CONDITIONS = {
 
 
 @functools.cache
-def program(kind, clip, splits, imputed):
-  """One compilation per kind of condition; tables, scales and noise are arguments."""
-  denoise = guidance.clip(PLAIN) if clip else PLAIN
-  project = imputation.replace(OPERATORS[imputed], INPUTS['x_ref']) if imputed else None
+def program(kind, splits):
+  """One compilation per kind of condition; all else of a case is an argument."""
+  imputations = [imputation.replace(operator, INPUTS['x_ref']) for operator in OPERATORS.values()]
 
-  def sample(table, x, scale, steps):
-    condition, guide, field = CONDITIONS[kind], None, denoise
+  def sample(table, x, scale, clip, imputed, steps):
+    def denoise(x, sigma):
+      return jnp.where(clip, guidance.clip(PLAIN)(x, sigma), PLAIN(x, sigma))
+
+    def project(x, sigma, z):
+      return jax.lax.switch(imputed, [lambda x, sigma, z: x, *imputations], x, sigma, z)
+
+    guide, condition = None, CONDITIONS[kind]
     if condition is not None and splits:
       guide = guidance.classifier_term(condition, scale)
     elif condition is not None:
-      field = guidance.classifier(denoise, condition, scale)
-    return samplers.run(table, field, x, guide=guide, project=project,
+      denoise = guidance.classifier(denoise, condition, scale)
+    return samplers.run(table, denoise, x, guide=guide, project=project,
                         project_draw=lambda r, x: jnp.asarray(INPUTS['noise'])[steps[r]])
   return jax.jit(sample)
 
 
 def states(case, table, x, cuts):
   """The state after the first `cut` rows of the table, for each of the cuts."""
-  splits = case['method'] in ('ltsp', 'stsp')
+  sample = program(case['guidance'], case['method'] in ('ltsp', 'stsp'))
   ends = ~np.isnan(table.level)
   steps = np.zeros(ROWS, int)
   steps[:table.rows] = np.cumsum(ends) - ends
-  sample = program(case['guidance'], case['clip_denoised'], splits, case['imputation'])
   for cut in cuts:
     head = jax.tree.map(lambda leaf, cut=cut: leaf[:cut], table)
-    yield sample(samplers.pad(head, ROWS, SLOTS), x, case['guidance_scale'] or 0.0, steps)
+    yield x if cut == 0 else sample(
+        samplers.pad(head, ROWS, SLOTS), x, case['guidance_scale'] or 0.0, case['clip_denoised'],
+        [None, *OPERATORS].index(case['imputation']), steps)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -135,21 +147,13 @@ def test_reference(name):
     ends = np.flatnonzero(~np.isnan(table.level)) + 1
     along = np.stack(list(states(case, table, x, ends)))
     chain_cases.assert_close(along / chain_cases.root(sigmas[1:]), arrays['traj'], case)
-  if 'pred_xstart' in arrays:  # What the network says first in each step, before guidance.
-    first = [next(row for row in range(start, table.rows) if table.kind[row] == table_lib.DENOISE)
-             for start in [0, *ends[:-1]]]
-    denoise = guidance.clip(PLAIN) if case['clip_denoised'] else PLAIN
-    said = [denoise(state, table.sigma[row]) for row, state in zip(
-        first, [x, *states(case, table, x, first[1:])] if first[0] == 0 else states(
-            case, table, x, first), strict=True)]
+    # What the network says first in each step, before PLMS or DDIM guide it.
+    first = [start + int(np.argmax(table.kind[start:] == table_lib.DENOISE))
+             for start in (0, *ends[:-1])]
+    denoise = guidance.clip(COMPILED) if case['clip_denoised'] else COMPILED
+    said = [denoise(jnp.asarray(state), table.sigma[row])
+            for row, state in zip(first, states(case, table, x, first), strict=True)]
     chain_cases.assert_close(np.stack(said), arrays['pred_xstart'], case)
-
-
-def test_trajectories_are_there():
-  """They are compared state by state above, with what the network says first in each step."""
-  assert collections.Counter(
-      case['method'] for case in CASES.values() if {'traj', 'pred_xstart'} <= set(case['arrays'])
-  ) == TRAJECTORIES
 
 
 # -- Laws -----------------------------------------------------------------------------------------
@@ -211,7 +215,34 @@ def test_guided_samples_reach_the_posterior_at_first_order(name, order):
   errors = [guided_errors(name, n, order=order) for n in (80, 160, 320)]
   guided, free = np.log2(np.divide(errors[:-1], errors[1:]))[-1]
   assert guided == pytest.approx(1, abs=0.1)
-  assert free == pytest.approx(min(order, 2), abs=0.25)
+  assert free == pytest.approx(min(order, 2), abs=0.1)
+
+
+def test_strang_errs_less_than_lie_and_trotter():
+  """At twice the evaluations of the guide, on that problem: by a factor of 3.8."""
+  ratio = guided_errors('ltsp', 160)[0] / guided_errors('stsp', 160)[0]
+  assert 3 < ratio < 5
+
+
+@pytest.mark.parametrize('name, guides', [('ltsp', 1), ('stsp', 2)])
+@pytest.mark.parametrize('last', [0.0, 0.2])
+def test_evaluations_are_counted_where_they_happen(name, guides, last):
+  """Of the network and of the guide, as the run calls them; without a guide its rows are free."""
+  calls = collections.Counter()
+
+  def counted(who, answer):
+    def function(x, sigma):
+      jax.debug.callback(lambda: calls.update([who]))
+      return answer * x
+    return function
+
+  table = samplers.make(name, [3.0, 1.0, 0.4, last])
+  assert table.nfe == 3
+  for guide in (None, counted('guide', 0.1)):
+    calls.clear()
+    samplers.run(table, counted('network', 0.5), jnp.ones((1, 1, 1, 1)), guide=guide)
+    jax.effects_barrier()
+    assert calls == {'network': 3} | ({'guide': 3 * guides} if guide else {})
 
 
 @pytest.mark.parametrize('name', ['ltsp', 'stsp'])
