@@ -86,6 +86,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     ValueError: if a field is out of range, or the folder cannot be written to or holds something
       else than a run of this config.
   """
+  config = resolve.read_none(config)
   given = resolve.given(config)
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)

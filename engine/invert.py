@@ -80,6 +80,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     OSError: if a file of the model cannot be read.
     ValueError: if a field is out of range, or the folder holds something else.
   """
+  config = resolve.read_none(config)
   given = resolve.given(config)
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)

@@ -15,6 +15,22 @@ from samplers import checks
 _GRID = {'columns': (1, 100), 'rows': (1, 100), 'size': (64, 512)}  # Least and most of each.
 
 
+def read_none(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns a copy whose texts 'None' are None: how a flag takes back what a config gives."""
+  copy = config.copy_and_resolve_references()
+  with copy.ignore_type():
+    _read_none(copy)
+  return copy.lock()
+
+
+def _read_none(group):
+  for name, value in group.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      _read_none(value)
+    elif value == 'None':
+      group[name] = None
+
+
 def model(config: ml_collections.ConfigDict) -> models.Model:
   """Loads the model at a path, or one that comes with the project.
 

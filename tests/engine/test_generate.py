@@ -245,3 +245,10 @@ def test_latents_too_large_for_a_card_are_refused_before_any_work(tmp_path, monk
   with pytest.raises(ValueError, match='must have at most 100 numbers, got 192'):
     get_plan(tmp_path / 'out', seeds_from='torch_cuda')
   assert not (tmp_path / 'out').exists()
+
+
+def test_the_text_none_takes_a_field_back(tmp_path):
+  """As --config.guidance.classifier=None does for a config that has one."""
+  plan = get_plan(tmp_path, guidance__classifier='None', model__path='None', solver__variant='None')
+  assert plan.guide is None and plan.model.name == 'digits_exact'
+  assert plan.solver.identity['variant'] == 'bh2'
