@@ -1,14 +1,16 @@
 """Every config loads, names a published file, and makes a grid and a solver on it."""
 
 import importlib
+import math
 import pathlib
 import re
 
 import pytest
 
 import samplers
-from configs import default, published
+from configs import default, es_ddpm, published
 from convert import published as files
+from samplers import levels
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'configs'
 MODELS = sorted(path.stem for path in FOLDER.glob('*.py')
@@ -67,3 +69,24 @@ def test_config_is_a_run(name):
 def test_bad_arguments_are_one_clear_line(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_early_stopped_runs_are_those_that_were_published():
+  """Noise of training step 96 of 1,000 for ImageNet, of step 99 for LSUN; NFE 25 and 100."""
+  for variant, alphas_cumprod, step in (
+      ('imagenet64', 'cosine', 96), ('lsun_bedroom', 'ddpm', 99), ('lsun_cat', 'ddpm', 99)):
+    config = es_ddpm.get_config(variant)
+    fields = {name: value for name, value in config.schedule.to_dict().items()
+              if value is not None}
+    sigmas = samplers.schedule(**{'sigma_min': 0.002, 'sigma_max': 80.0, **fields})
+    alpha_bar = levels.ALPHAS_CUMPROD[alphas_cumprod]()[step]
+    assert sigmas[0] == pytest.approx(math.sqrt((1 - alpha_bar) / alpha_bar), rel=1e-12)
+    assert samplers.ddpm.coefficients(sigmas).nfe == (25 if variant == 'imagenet64' else 100)
+    assert f'{config.convert.source.removesuffix(".pt")}.pt' in files_of(variant)
+  with pytest.raises(ValueError, match="variant must be one of imagenet64, .* got 'cifar'"):
+    es_ddpm.get_config('cifar')
+
+
+def files_of(variant):
+  """The line of a variant in the first comment of configs/es_ddpm.py."""
+  return next(line for line in es_ddpm.__doc__.splitlines() if line.strip().startswith(variant))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import models
-from configs import default
+from configs import default, es_ddpm
 from convert import containers
 from engine import generate
 from tests import reference
@@ -118,6 +118,34 @@ def test_class_conditional_adm_is_converted_and_sampled(tmp_path):
   expected = x - sigma * arrays['model_output64'][0][..., :3]
   assert abs(denoised - expected).max() < 1e-4 * (1 + sigma)
   assert abs(v - arrays['model_output64'][0][..., 3:]).max() < 1e-4
+
+
+def test_early_stop_with_a_learned_variance_as_published(tmp_path):
+  """configs/es_ddpm.py on a small network that learned a variance, guided, in two shares."""
+  name = 'adm_cond_legacy_order'
+  (tmp_path / 'net.safetensors').write_bytes(writing.safetensors(test_adm_nets.tensors(name)))
+  (tmp_path / 'flags.json').write_text(json.dumps(KWARGS[name]))
+  convert(tmp_path / 'net.safetensors', tmp_path / 'model', self_check=False,
+          architecture=str(tmp_path / 'flags.json'))
+  model = models.load(tmp_path / 'model')
+  assert model.apply_variance is not None
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (4, *model.image_shape), dtype=np.uint8)
+  np.savez(tmp_path / 'gan.npz', arr_0=images, arr_1=np.arange(4))
+  for share in ('0/2', '1/2'):
+    config = es_ddpm.get_config('imagenet64')
+    assert config.schedule.reverse_steps == 25 and config.solver.variance == 'learned'
+    config.update_from_flattened_dict({
+        'model.path': str(tmp_path / 'model'), 'input.images': str(tmp_path / 'gan.npz'),
+        'schedule.respacing': '20', 'schedule.reverse_steps': 2, 'share': share, 'batch_size': 2})
+    told = generate.run(generate.plan(config, str(tmp_path / 'out')))
+  assert 'NFE 2' in told and 'started from' in told
+  manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())
+  assert manifest['labels'] == [0, 1, 2, 3] and manifest['solver']['variance'] == 'learned'
+  assert manifest['sigmas'][-1] == 0 and len(manifest['sigmas']) == 3
+  with np.load(tmp_path / 'out' / 'samples.npz') as arrays:
+    assert arrays['arr_0'].shape == images.shape and arrays['arr_0'].std() > 1
+    np.testing.assert_array_equal(arrays['arr_1'], np.arange(4))
 
 
 def test_parameters_load_in_the_precision_asked_for(tmp_path):
