@@ -108,7 +108,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   seeds = resolve.seeds(config.seeds, start)
   num_classes = guide.num_classes if guide else model.num_classes
   labels = resolve.labels(config, seeds, num_classes, start, model.image_shape)
-  if guide and num_classes and labels.min() < 0:
+  if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
     raise ValueError(f'config.labels: must be classes for a classifier to guide to, got '
                      f"{config.labels!r}; give 'random', 'balanced' or a list")
   output = {name: config.output[name] for name in ('format', 'subfolders', 'uint8_rule')}
