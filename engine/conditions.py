@@ -16,6 +16,8 @@ from samplers import checks, imputation
 TASKS = 'inpaint', 'super_resolution', 'colorize'
 KERNELS = 'mean', 'bicubic'
 HOW = 'replace', 'gradient'
+_DEFAULTS = {'image': None, 'mask': None, 'factor': 2, 'kernel': 'mean', 'method': 'replace',
+             'scale': 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +87,7 @@ def plan(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> Cond
     ValueError: if a field is out of range, or a picture is missing or of another size.
   """
   if config.task is None:
-    for field in ('image', 'mask'):
-      if config[field] is not None:
-        raise ValueError(f'config.condition.{field}: must be left out without a task, got '
-                         f'{config[field]}; set config.condition.task')
+    _refuse_leftovers(config, _DEFAULTS, 'without a task')
     return None
   for field, known in (('task', TASKS), ('kernel', KERNELS), ('method', HOW)):
     if config[field] not in known:
@@ -100,6 +99,10 @@ def plan(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> Cond
     rule = 'a picture, white where pixels are known' if config.task == 'inpaint' else 'left out'
     raise ValueError(f'config.condition.mask: must be {rule} for the task {config.task}, got '
                      f'{config.mask}; only inpaint has one')
+  if config.task != 'super_resolution':
+    _refuse_leftovers(config, ('factor', 'kernel'), f'for the task {config.task}')
+  if config.method != 'gradient':
+    _refuse_leftovers(config, ('scale',), "with the method 'replace'")
   checks.check_positive('config.condition', 'scale', config.scale, '1 is the plain likelihood')
   factor = config.factor if config.task == 'super_resolution' else 1
   if not checks.is_integer(factor) or factor < 1 or shape[0] % factor or shape[1] % factor:
@@ -117,8 +120,6 @@ def plan(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> Cond
     mask = (mask.max(-1, keepdims=True) > 127).astype(np.float32)
   constants = Constants(reference[None], mask, np.float32(config.scale))
   known = np.asarray(operator(method, constants)(reference[None]))[0]
-  if mask is not None:
-    known = np.where(mask > 0, known, np.float32(0))  # Gray where nothing is known.
   digest = hashlib.sha256(reference.tobytes() + (b'' if mask is None else mask.tobytes()))
   identity = {'task': config.task, 'image': pathlib.Path(config.image).name,
               'sha256': digest.hexdigest(), 'method': config.method}
@@ -130,6 +131,13 @@ def plan(config: ml_collections.ConfigDict, shape: tuple[int, int, int]) -> Cond
     identity['scale'] = float(config.scale)
   return Condition(method, constants, {'condition': identity}, known,
                    reference if whole else None, f'{config.task} of {config.image}')
+
+
+def _refuse_leftovers(config, fields, when):
+  for field in fields:
+    if config[field] != _DEFAULTS[field]:
+      raise ValueError(f'config.condition.{field}: must be left out {when}, got {config[field]}; '
+                       'nothing would read it')
 
 
 def operator(method: Method, constants: Constants) -> Callable[[jax.Array], jax.Array]:

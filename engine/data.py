@@ -4,6 +4,7 @@ import hashlib
 import io
 import pathlib
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,8 @@ def _read(name):
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
       images = arrays['arr_0']
       labels = arrays.get('arr_1')
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError,
+          NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
     raise wrong(f'{name!r} ({type(error).__name__}: {error})') from None
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or (
       not images.size):

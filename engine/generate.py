@@ -97,7 +97,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   if solver.asks_variance and model.apply_variance is None:
     raise ValueError(f"config.solver.variance: 'learned' must have a model that learned one, got "
                      f"{model.name}; take 'fixed_small' or 'fixed_large'")
-  guide = guides.plan(config.guidance, model, config.solver.name, sigmas)
+  guide = guides.plan(config.guidance, model, solver.identity, sigmas)
   condition = conditions.plan(config.condition, model.image_shape)
   if condition and condition.method.how == 'replace' and config.solver.name in samplers.LOOPS:
     raise ValueError(f"config.condition.method: must be 'gradient' with {config.solver.name}, got "
@@ -105,6 +105,10 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   start = None
   if config.input.images is not None:
     start = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
+    if sigmas[0] > model.sigma_max * (1 + 1e-6):
+      raise ValueError('config.schedule: must start at a level that the model knows, up to '
+                       f'{model.sigma_max:g}, got {sigmas[0]:g}; set sigma_max, or fewer '
+                       'reverse_steps')
   seeds = resolve.seeds(config.seeds, start)
   num_classes = guide.num_classes if guide else model.num_classes
   labels = resolve.labels(config, seeds, num_classes, start, model.image_shape)
@@ -186,7 +190,10 @@ def _sample(plan, missing, done, progress):
       seeds = plan.results.seeds[indices]
       if counts is not None:
         evaluations.extend(counts.tolist())
-      pixels = images.to_uint8(check_finite(samples, seeds), plan.uint8_rule)
+      remedy = 'take more steps or another solver'
+      if plan.solver.nfe is None:
+        remedy = 'let it take more steps by config.solver.max_steps, or raise rtol'
+      pixels = images.to_uint8(check_finite(samples, seeds, remedy), plan.uint8_rule)
       for seed, image in zip(seeds.tolist(), pixels, strict=True):
         submit(images.write_png, results_lib.path(plan.results, seed), image)
     seconds = batches.run(missing, plan.batch_size,
@@ -242,12 +249,13 @@ def describe(model: models.Model) -> dict[str, Any]:
   }
 
 
-def check_finite(samples: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def check_finite(samples: np.ndarray, seeds: np.ndarray,
+                 remedy: str = 'take more steps or another solver') -> np.ndarray:
   """Returns the samples, or raises FloatingPointError with the seed of one that is not finite."""
   bad = np.flatnonzero(~np.isfinite(samples).all(axis=(1, 2, 3)))
   if bad.size:
     raise FloatingPointError(f'generate: samples must be finite, got a value that is not for seed '
-                             f'{seeds[bad[0]]}; take more steps or another solver')
+                             f'{seeds[bad[0]]}; {remedy}')
   return samples
 
 

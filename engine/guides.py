@@ -71,14 +71,14 @@ class Guide(NamedTuple):
   text: str
 
 
-def plan(config: ml_collections.ConfigDict, model: models.Model, solver: str,
+def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[str, Any],
          sigmas: np.ndarray) -> Guide | None:
   """Resolves config.guidance.
 
   Args:
     config: the fields of config.guidance.
     model: to be guided.
-    solver: name of the solver.
+    solver: name and options of the solver.
     sigmas: noise levels of the run.
 
   Returns:
@@ -116,9 +116,11 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: str,
     if not num_classes:
       raise ValueError(f'config.guidance.method: {name!r} must have a model of classes, got the '
                        f'unconditional {model.name}; guide it with a classifier')
-  if name == 'cfg_plus_plus' and solver not in _EULER:
+  if name == 'cfg_plus_plus' and (
+      solver['name'] not in _EULER or solver.get('eta') or solver.get('S_churn')):
     raise ValueError("config.guidance.method: 'cfg_plus_plus' must go with the solver euler or "
-                     f"ddim, got {solver}; choose one of them, or 'classifier_free'")
+                     f"ddim, without noise, got {solver['name']} with eta {solver.get('eta', 0)} "
+                     f"and S_churn {solver.get('S_churn', 0)}; choose so, or 'classifier_free'")
   identity = {'method': name, 'scale': float(config.scale)}
   if network is not None:
     identity[{'classifier': 'classifier', 'autoguidance': 'weak'}[name]] = network.name

@@ -5,6 +5,7 @@ import io
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import NamedTuple
@@ -91,7 +92,8 @@ def read_picture(field: str, path: pathlib.Path) -> np.ndarray:
   try:
     with Image.open(path) as picture:
       mode, pixels = picture.mode, np.asarray(picture)
-  except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+  except (OSError, UnidentifiedImageError, ValueError, SyntaxError,
+          Image.DecompressionBombError) as error:
     reason = getattr(error, 'strerror', None) or 'not a picture, or a damaged one'
     raise ValueError(f'{field}: must be a PNG or JPEG picture, got {path} ({reason}); check the '
                      'path') from None
@@ -131,7 +133,8 @@ def _npz(field, path):
       if 'arr_0' not in arrays:
         raise wrong(f'{str(path)!r} with {", ".join(arrays) or "nothing"}')
       images, labels = arrays['arr_0'], arrays.get('arr_1')
-  except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, TypeError, AttributeError, EOFError, MemoryError,
+          NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
     if str(error).startswith(field):
       raise
     raise wrong(f'{str(path)!r} ({type(error).__name__}: {error})') from None

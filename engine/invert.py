@@ -28,6 +28,7 @@ from engine import (
   progress as progress_lib,
   resolve,
   results as results_lib,
+  sampler,
 )
 
 _LATENTS = 'latents'  # Folder of one .npz file per image: latent, rms.
@@ -45,6 +46,7 @@ class Plan:
     sigmas: noise levels on the way down, np.float64 (n + 1,).
     up: table from the lowest level above 0 to the first.
     down: table from the first level to the last.
+    limit: limit on the denoised image, a key of sampler.LIMITS.
     pictures: what is encoded.
     labels: np.int32 (n,), below 0 without a class.
     batch_size: images per call, over all devices.
@@ -59,6 +61,7 @@ class Plan:
   sigmas: np.ndarray
   up: samplers.Table
   down: samplers.Table
+  limit: str
   pictures: inputs_lib.Pictures
   labels: np.ndarray
   batch_size: int
@@ -85,7 +88,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
-  resolve.refuse(config, 'invert', ('guidance.method', 'guidance.classifier', 'condition.task'))
+  resolve.refuse(config, 'invert')
   if config.input.images is None:
     raise ValueError('config.input.images: must name the images to invert, got None; give a .npz '
                      'file, a folder or a picture')
@@ -93,18 +96,18 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
   options = resolve.options(given['solver'])
   name = config.solver.name
-  rising = sigmas[sigmas > 0][::-1]
-  up, down = (samplers.make(name, levels, **options) for levels in (rising, sigmas))
-  if np.any(down.noise):
-    raise ValueError(f'config.solver: must draw no noise to be inverted, got {name} with '
-                     f'{options or "its defaults"}; take euler, heun or dpmpp')
+  if name in samplers.LOOPS or np.any((down := samplers.make(name, sigmas, **options)).noise):
+    raise ValueError('config.solver: must be a table that draws no noise, to be inverted, got '
+                     f'{name} with {options or "its defaults"}; take euler, heun or dpmpp')
+  up = samplers.make(name, sigmas[sigmas > 0][::-1], **options)
   pictures = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
   seeds = resolve.seeds(config.seeds, pictures)
   labels = resolve.labels(config, seeds, model.num_classes, pictures, model.image_shape)
   solver = {'name': name, **samplers.options(name), **options}
   output = {field: config.output[field] for field in ('format', 'subfolders', 'uint8_rule')}
   identity = {'mode': 'invert',
-              'config': {'schedule': schedule, 'solver': solver, 'labels': str(config.labels),
+              'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
+                         'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'output': output},
               'model': {'name': model.name, 'sha256': model.sha256, **model.config},
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
@@ -114,8 +117,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   results_lib.check(results)
   files.check_folder(workdir)
   return Plan(config=given, model=model, schedule=schedule, solver=solver, sigmas=sigmas, up=up,
-              down=down, pictures=pictures, labels=labels, batch_size=batch_size,
-              uint8_rule=config.output.uint8_rule, results=results)
+              down=down, limit=config.limit, pictures=pictures, labels=labels,
+              batch_size=batch_size, uint8_rule=config.output.uint8_rule, results=results)
 
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
@@ -136,11 +139,14 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   results = plan.results
   folder = results.folder / _LATENTS
   have = f'{len(results.seeds)} images and their latents in {results.folder}'
-  if results_lib.begin(results) and all(_latent(folder, seed).exists() for seed in results.seeds):
+  lost = np.flatnonzero([not _latent(folder, seed).exists() for seed in results.seeds.tolist()])
+  if lost.size:  # Then the run is not complete, whatever its manifest says.
+    (results.folder / results_lib.MANIFEST).unlink(missing_ok=True)
+  if results_lib.begin(results):
     return f'nothing to do: {have} are complete; see manifest.json'
   folder.mkdir(exist_ok=True)
   files.remove_partial(folder)
-  missing = results_lib.missing(results)
+  missing = np.union1d(results_lib.missing(results), lost)
   seconds = {'compile': 0.0, 'sample': 0.0}
   if missing.size:
     seconds = _invert(plan, missing, folder, progress)
@@ -162,7 +168,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
 
 
 def _invert(plan, missing, folder, progress):
-  program = _program(plan.model.apply)
+  program = _program(plan.model.apply, plan.limit)
   first = np.float32(plan.sigmas[0])
   constants = devices.replicate((plan.model.params, plan.up, plan.down, first))
 
@@ -183,10 +189,10 @@ def _invert(plan, missing, folder, progress):
 
 
 @functools.cache
-def _program(apply: Callable[..., jax.Array]) -> Callable[[Any, Any], Any]:
+def _program(apply: Callable[..., jax.Array], limit: str) -> Callable[[Any, Any], Any]:
   def invert(whole, share):
     (params, up, down, first), (x0, labels) = whole, share
-    denoise = lambda x, sigma: apply(params, x, sigma, labels)  # noqa: E731
+    denoise = sampler.LIMITS[limit](lambda x, sigma: apply(params, x, sigma, labels))
     latents = samplers.run(up, denoise, x0) / first
     decoded = samplers.run(down, denoise, first * latents)
     return latents, decoded, jnp.sqrt(jnp.mean(jnp.square(decoded - x0), axis=(1, 2, 3)))

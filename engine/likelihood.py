@@ -85,8 +85,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   given = resolve.given(config)
   batch_size = resolve.batch_size(config)
   resolve.check_names(config)
-  resolve.refuse(config, 'likelihood', ('guidance.method', 'guidance.classifier',
-                                        'condition.task'))
+  resolve.refuse(config, 'likelihood')
   if config.input.images is None:
     raise ValueError('config.input.images: must name the images to measure, got None; give a .npz '
                      'file, a folder or a picture')
@@ -109,7 +108,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   labels = resolve.labels(config, seeds, model.num_classes, pictures, model.image_shape)
   identity = {'mode': 'likelihood',
               'config': {'schedule': schedule, 'solver': {'name': 'ddpm', 'variance': variance},
-                         'limit': config.limit, 'labels': str(config.labels)},
+                         'limit': config.limit, 'labels': str(config.labels),
+                         'seeds_from': config.seeds_from},
               'model': {'name': model.name, 'sha256': model.sha256, **model.config},
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
   identity_lib.check(pathlib.Path(workdir), identity)

@@ -127,13 +127,17 @@ def check_names(config: ml_collections.ConfigDict) -> None:
       raise ValueError(checks.unknown(f'config.{field}', value, known))
 
 
-def refuse(config: ml_collections.ConfigDict, job: str, fields: tuple[str, ...]) -> None:
-  """Raises ValueError if a field that a job knows nothing of is given."""
-  for field in fields:
+def refuse(config: ml_collections.ConfigDict, job: str) -> None:
+  """Raises ValueError if a field is given that only the mode generate has."""
+  for field in ('guidance.method', 'guidance.classifier', 'guidance.weak', 'guidance.interval',
+                'condition.task', 'condition.image', 'condition.mask'):
     group, name = field.split('.')
     if config[group][name] is not None:
       raise ValueError(f'config.{field}: must be left out with --mode={job}, got '
                        f'{config[group][name]}; the mode generate has it')
+  if config.share != '0/1':
+    raise ValueError(f'config.share: must be 0/1 with --mode={job}, got {config.share}; give each '
+                     'machine seeds and a workdir of its own')
 
 
 def _numbers(option, value):

@@ -32,7 +32,7 @@ from engine import files, identity, images
 
 FORMATS = 'png', 'npz'
 
-_MANIFEST, _GRID, _NPZ = 'manifest.json', 'grid.png', 'samples.npz'
+MANIFEST, _GRID, _NPZ = 'manifest.json', 'grid.png', 'samples.npz'
 _PARTS = 'samples.npz.parts'  # Folder of the images that samples.npz is made of.
 _IMAGE = re.compile(r'[0-9]{6,10}\.png')
 _FOLDER = re.compile(r'[0-9]{6,10}')
@@ -72,7 +72,7 @@ def check(results: Results) -> None:
   folder = results.folder
   same, found = identity.check(folder, results.identity), _found(results)
   if not same:
-    own = [folder / name for name in (_MANIFEST, _GRID, _NPZ) if (folder / name).exists()]
+    own = [folder / name for name in (MANIFEST, _GRID, _NPZ) if (folder / name).exists()]
     own += [path(results, seed) for seed in sorted(found)]
     if own:
       raise ValueError(f'workdir: must be empty or hold a run of the same config, got {own[0]} '
@@ -103,7 +103,7 @@ def begin(results: Results, alone: bool = True) -> bool:
   if alone:
     for some in {folder, *image_folders}:
       files.remove_partial(some)
-  manifest = identity.read_json(folder / _MANIFEST)
+  manifest = identity.read_json(folder / MANIFEST)
   if manifest:
     _remove_parts(results)
     if is_complete(results):
@@ -115,13 +115,13 @@ def begin(results: Results, alone: bool = True) -> bool:
   if manifest:
     if results.format == 'npz' and (folder / _NPZ).exists():
       _unpack(results, manifest['seeds'])
-    (folder / _MANIFEST).unlink()
+    (folder / MANIFEST).unlink()
   return False
 
 
 def is_complete(results: Results) -> bool:
   """Says whether the manifest tells of these images, and all files are there."""
-  manifest = identity.read_json(results.folder / _MANIFEST)
+  manifest = identity.read_json(results.folder / MANIFEST)
   return bool(manifest) and (
       (manifest.get('seeds'), manifest.get('grid')) == (results.seeds.tolist(), results.grid)
       and all((results.folder / name).exists() for name in [*manifest['files'], _GRID]))
@@ -188,7 +188,7 @@ def complete(results: Results, manifest: dict[str, Any]) -> None:
   else:
     names = [str(path(results, seed).relative_to(results.folder).as_posix())
              for seed in results.seeds.tolist()]
-  identity.write_json(results.folder / _MANIFEST, {
+  identity.write_json(results.folder / MANIFEST, {
       **manifest, 'grid': results.grid, 'seeds': results.seeds.tolist(), 'files': names})
   _remove_parts(results)
 
@@ -207,7 +207,7 @@ def _found(results: Results) -> set[int]:
     folders = [some for some in folder.parent.glob('*') if _FOLDER.fullmatch(some.name)]
   found = {int(file.stem) for some in folders for file in some.glob('*.png')
            if _IMAGE.fullmatch(file.name)}
-  manifest = identity.read_json(results.folder / _MANIFEST)
+  manifest = identity.read_json(results.folder / MANIFEST)
   if results.format == 'npz' and manifest and (results.folder / _NPZ).exists():
     found.update(manifest['seeds'])
   return found

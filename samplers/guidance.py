@@ -157,7 +157,8 @@ def cfg_plus_plus(denoise: Denoiser, denoise_uncond: Denoiser, scale: float | ja
   CFG++ moves towards the guided image but keeps the unguided noise:
   x' = D_scale + sigma' (x - D_uncond) / sigma, D_scale = D_uncond + scale (D - D_uncond), 0 to 1.
   That is Euler with the scale divided by 1 - sigma' / sigma. At a level that is not on the grid
-  sigma' is the next one below; below the last it is 0.
+  sigma' is the next one below; below the last it is 0. Churn and DDIM's noise, which step from or
+  to other levels, have no such form.
 
   Source: Chung et al. 2024 (CFG++), arXiv:2406.08070, Alg. 2.
 

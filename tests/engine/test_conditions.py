@@ -92,8 +92,11 @@ def test_a_small_or_gray_picture_is_what_is_known(tmp_path):
     ({'condition__image': 'GRAY'}, 'condition.image: must have 3 channels for the task inpaint'),
     ({'condition__task': 'super_resolution', 'condition__mask': None, 'condition__factor': 3},
      'condition.factor: must be an integer that divides .* 8 and 8, got 3'),
+    ({'condition__factor': 4}, 'condition.factor: must be left out for the task inpaint, got 4'),
+    ({'condition__scale': 9.0}, "condition.scale: must be left out with the method 'replace'"),
     ({'condition__method': 'guess'}, "unknown config.condition.method 'guess'"),
-    ({'condition__scale': 0.0}, 'config.condition: scale must be a finite number above 0'),
+    ({'condition__scale': 0.0, 'condition__method': 'gradient'},
+     'config.condition: scale must be a finite number above 0'),
     ({'solver__name': 'dpm_adaptive'}, "condition.method: must be 'gradient' with dpm_adaptive"),
 ])
 def test_bad_input_is_refused(tmp_path, fields, message):

@@ -145,7 +145,10 @@ def test_splitting_asks_the_trained_classifier_in_rows_of_its_own(tmp_path):
     ({'guidance__method': 'classifier_free', 'guidance__interval': '5,1'},
      "interval: must be two noise levels, the lower one first, got '5,1'"),
     ({'guidance__method': 'cfg_plus_plus', 'solver__name': 'heun'},
-     "'cfg_plus_plus' must go with the solver euler or ddim, got heun"),
+     "'cfg_plus_plus' must go with the solver euler or ddim, without noise, got heun"),
+    ({'guidance__method': 'cfg_plus_plus', 'solver__S_churn': 2.0}, 'got euler .* S_churn 2.0'),
+    ({'guidance__method': 'cfg_plus_plus', 'solver__name': 'ddim', 'solver__eta': 1.0},
+     'without noise, got ddim with eta 1.0'),
     ({'guidance__method': 'autoguidance', 'guidance__weak': 'digits_early'},
      "weak: must know all guided levels, up to 80, got digits_early up to 1; set .* '0,1'"),
     ({'guidance__interval': '0,1'}, 'guidance.interval: must be left out without guidance'),
@@ -176,7 +179,7 @@ def test_adaptive_steps_are_counted_by_image(tmp_path):
   with pytest.raises(ValueError, match='dpm_adaptive: rtol must be a finite number above 0'):
     get_plan(tmp_path / 'b', **{**FREE, 'solver__name': 'dpm_adaptive'}, solver__rtol=0.0)
   lost = get_plan(tmp_path / 'c', **{**FREE, 'solver__name': 'dpm_adaptive'}, solver__max_steps=1)
-  with pytest.raises(FloatingPointError, match='samples must be finite'):
+  with pytest.raises(FloatingPointError, match='samples must be finite, .*config.solver.max_steps'):
     generate.run(lost)
 
 

@@ -108,6 +108,29 @@ def test_pictures_of_other_kinds_are_refused(tmp_path, mode):
     inputs.load(FIELD, str(tmp_path / 'a.png'), SHAPE)
 
 
+def damage(path, start):
+  content = bytearray(path.read_bytes())
+  content[start:start + 8] = bytes(8)
+  path.write_bytes(bytes(content))
+
+
+def test_damaged_files_are_one_clear_error(tmp_path):
+  """Wherever eight bytes were lost: never another kind of error."""
+  np.savez_compressed(tmp_path / 'a.npz', arr_0=pictures())
+  (tmp_path / 'a.png').write_bytes(png('RGB'))
+  for name in ('a.npz', 'a.png'):
+    whole = (tmp_path / name).read_bytes()
+    refused = 0
+    for start in range(0, len(whole) - 8, 3):
+      damage(tmp_path / name, start)
+      try:
+        inputs.load(FIELD, str(tmp_path / name), SHAPE)
+      except ValueError as error:
+        refused += str(error).startswith(FIELD)
+      (tmp_path / name).write_bytes(whole)
+    assert refused > len(whole) / 10
+
+
 def test_bad_folders(tmp_path):
   with pytest.raises(ValueError, match='folder must hold pictures .* got none'):
     inputs.load(FIELD, str(tmp_path), SHAPE)

@@ -52,11 +52,15 @@ def test_a_second_run_has_nothing_to_do_and_a_lost_image_is_made_again(done):
   (folder / 'manifest.json').unlink()
   invert.run(plan)
   assert (folder / '000002.png').read_bytes() == before
+  (folder / 'latents' / '000003.npz').unlink()  # Of a run that was complete.
+  assert 'RMS error' in invert.run(plan) and (folder / 'latents' / '000003.npz').exists()
 
 
 @pytest.mark.parametrize('fields, message', [
     ({'input__images': None, 'labels': '3'}, 'input.images: must name the images to invert'),
-    ({'solver__name': 'ddim', 'solver__eta': 1.0}, 'sigmas must decrease for a solver with noise'),
+    ({'solver__name': 'ddim', 'solver__eta': 1.0}, 'must be a table that draws no noise, .* ddim'),
+    ({'solver__name': 'dpm_adaptive'}, 'must be a table that draws no noise, .* dpm_adaptive'),
+    ({'share': '0/2'}, 'share: must be 0/1 with --mode=invert, got 0/2'),
     ({'guidance__method': 'classifier_free'}, 'guidance.method: must be left out with --mode=inve'),
     ({'condition__task': 'inpaint'}, 'condition.task: must be left out with --mode=invert'),
 ])

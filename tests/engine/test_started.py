@@ -110,6 +110,8 @@ def test_a_share_leaves_the_files_of_others_alone(tmp_path):
     ({'input__images': 'HIGH', 'seeds': 'all'}, 'labels: classes must be from 0 to 9, got 12 in'),
     ({'input__images': 'nowhere.npz'}, 'input.images: must be .* got .*No such file'),
     ({'share': '4/4'}, "share: must be the machine's number from 0, .* got '4/4'; such as"),
+    ({'model__name': 'digits_early', 'schedule__sigma_max': 2.0},
+     'schedule: must start at a level that the model knows, up to 1, got 2; set sigma_max'),
     ({'share': 'first'}, "share: must be .* got 'first'"),
     ({'schedule__name': 'respaced', 'schedule__num_steps': 10, 'schedule__reverse_steps': 11,
       'schedule__sigma_max': None}, 'reverse_steps must be an integer from 1 to the 10 steps'),
