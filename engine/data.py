@@ -77,6 +77,8 @@ def _read(name):
   except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError,
           NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
     raise wrong(f'{name!r} ({type(error).__name__}: {error})') from None
+  if not all(isinstance(part, np.ndarray | None) for part in (images, labels)):
+    raise wrong(f'bytes that are no array in {name!r}')  # As NumPy gives what has no header.
   if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or (
       not images.size):
     raise wrong(f'{images.dtype} {images.shape} in {name!r}')

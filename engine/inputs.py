@@ -138,6 +138,8 @@ def _npz(field, path):
     if str(error).startswith(field):
       raise
     raise wrong(f'{str(path)!r} ({type(error).__name__}: {error})') from None
+  if not all(isinstance(part, np.ndarray | None) for part in (images, labels)):
+    raise wrong(f'{str(path)!r} with bytes that are no array')  # As NumPy gives what has no header.
   if images.ndim == 3:
     images = images[..., None]
   if images.dtype != np.uint8 or images.ndim != 4 or not images.size or (
