@@ -1,6 +1,7 @@
 """Models: denoisers with the levels they know, and where all conventions of time end."""
 
 from models import denoisers, digits, directory, mixture, networks
+from models.feature_networks import FEATURE_NETWORKS, FeatureNetwork, load_features
 from models.model import (
     BUNDLED,
     BUNDLED_CLASSIFIERS,
@@ -10,5 +11,6 @@ from models.model import (
     load_classifier,
 )
 
-__all__ = ['BUNDLED', 'BUNDLED_CLASSIFIERS', 'Classifier', 'Model', 'denoisers', 'digits',
-           'directory', 'load', 'load_classifier', 'mixture', 'networks']
+__all__ = ['BUNDLED', 'BUNDLED_CLASSIFIERS', 'FEATURE_NETWORKS', 'Classifier', 'FeatureNetwork',
+           'Model', 'denoisers', 'digits', 'directory', 'load', 'load_classifier', 'load_features',
+           'mixture', 'networks']

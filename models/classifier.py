@@ -28,16 +28,19 @@ class NoiseClassifier(nn.Module):
   dropout: float = 0.1
 
   @nn.compact
-  def __call__(self, x: jax.Array, c_noise: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(self, x: jax.Array, c_noise: jax.Array, train: bool = False,
+               features: bool = False) -> jax.Array:
     """Evaluates the network.
 
     Args:
       x: (batch, side, side, channels), preconditioned.
       c_noise: what stands for the noise level, (batch,).
       train: with dropout, from the stream 'dropout'.
+      features: return what the last layer reads, the mean over positions of the last block's
+        normalized result.
 
     Returns:
-      Logits, (batch, label_dim).
+      Logits, (batch, label_dim), or features, (batch, channels of the last level).
     """
     size = 4 * self.model_channels
     emb = layers.positional_embedding(c_noise, self.model_channels, endpoint=True)
@@ -51,4 +54,6 @@ class NoiseClassifier(nn.Module):
         h = layers.UNetBlock(channels, down=down, dropout=self.dropout, skip_scale=0.5**0.5,
                              name=f'level{level}_block{i}')(h, emb, train=train)
     h = nn.silu(layers.GroupNorm(name='norm')(h)).mean((1, 2))
+    if features:
+      return h
     return layers.Dense(self.label_dim, name='logits')(h)

@@ -1,8 +1,9 @@
 """Model directories: config.json beside an Orbax checkpoint of the parameters.
 
-config.json names what the parameters belong to: `format`, `kind` ('denoiser' or 'classifier'),
-`network` and `preconditioning` (name and settings), `sigma_min`, `sigma_max`, `image_shape`,
-`num_classes`, `source` (where it comes from, plain values), and `sha256` of the parameters.
+config.json names what the parameters belong to: `format`, `kind` ('denoiser', 'classifier' or
+'features'), `network` and `preconditioning` (name and settings), `sigma_min`, `sigma_max`,
+`image_shape`, `num_classes`, `source` (where it comes from, plain values), and `sha256` of the
+parameters. A network of features, which knows no noise, has neither preconditioning nor levels.
 """
 
 import hashlib
@@ -24,6 +25,9 @@ FORMAT = 1
 FIELDS = ('kind', 'network', 'preconditioning', 'sigma_min', 'sigma_max', 'image_shape',
           'num_classes')
 
+FEATURE_FIELDS = 'kind', 'network'
+"""Those of kind 'features', in place of FIELDS."""
+
 DTYPES = 'float32', 'float16', 'bfloat16'
 
 _PARAMS = 'params'
@@ -35,18 +39,19 @@ def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
 
   Args:
     directory: the new folder; the one above it exists.
-    config: the FIELDS, plain values.
+    config: the FIELDS, or the FEATURE_FIELDS of kind 'features', plain values.
     params: pytree of arrays, nested dicts.
     source: where the parameters come from, plain values.
     dtype: precision on disk, 'float32', 'float16' or 'bfloat16'; they are float32 again when read.
 
   Raises:
     OSError: if it cannot be written.
-    ValueError: if the folder exists, or the config is not made of the FIELDS.
+    ValueError: if the folder exists, or the config is not made of these fields.
   """
   path = pathlib.Path(directory).absolute()
-  if sorted(config) != sorted(FIELDS):
-    raise ValueError(f'save: config must have the fields {", ".join(FIELDS)}, got '
+  fields = _fields(config)
+  if sorted(config) != sorted(fields):
+    raise ValueError(f'save: config must have the fields {", ".join(fields)}, got '
                      f'{", ".join(config) or "none"}; add what is missing, take out the rest')
   if path.exists():
     raise ValueError(f'save: directory must not exist, got {path}; choose another or delete it')
@@ -100,7 +105,7 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   if version > FORMAT:
     raise ValueError(f'load: format of {path} must be at most {FORMAT}, got {version}; update '
                      'fewstep to read it')
-  missing = [field for field in (*FIELDS, 'sha256') if field not in config]
+  missing = [field for field in (*_fields(config), 'sha256') if field not in config]
   if missing:
     raise ValueError(f'load: {path / "config.json"} must have all fields, got none for '
                      f'{", ".join(missing)}; make it again')
@@ -160,6 +165,11 @@ def digest(params: Any) -> str:
     total.update(f'{name} {value.dtype} {value.shape}\n'.encode())
     total.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
   return total.hexdigest()
+
+
+def _fields(config):
+  """Names of the fields that a config of this kind must have."""
+  return FEATURE_FIELDS if config.get('kind') == 'features' else FIELDS
 
 
 def _compare(path, have, need):

@@ -1,8 +1,5 @@
 """ADM's U-Nets and classifiers, and guidance by them, against the reference numbers."""
 
-import gzip
-import json
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +9,19 @@ import pytest
 from convert import adm
 from models import layers, networks
 from samplers import guidance, levels
-from tests import reference
+from tests import recipe, reference
 from tests.models.test_edm_nets import quickly
 
 MANIFEST, ARRAYS = reference.load('adm_nets')
 CASES = {case['id']: case for case in MANIFEST['cases']}
 UNETS = [name for name, case in CASES.items() if case['kind'] == 'unet']
 CLASSIFIERS = [name for name, case in CASES.items() if case['kind'] == 'classifier']
-RECIPES = json.loads(gzip.decompress((reference.GOLDEN / 'adm_nets/recipes.json.gz').read_bytes()))
-_MASK = np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-def described(tag, name, shape, count, offset, scale):
-  """One tensor of a network that is described, not stored: the manifest's rule."""
-  with np.errstate(over='ignore'):
-    state = np.uint64(zlib.crc32(f'{tag}/{name}'.encode()))
-    z = state + np.arange(1, np.prod(shape, dtype=int) + 1, dtype=np.uint64) * np.uint64(
-        0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    h = (z ^ (z >> np.uint64(31))) & _MASK
-  k = ((h >> np.uint64(33)) % np.uint64(2 * count + 1)).astype(np.int64)
-  return (offset + scale * (k - count)).reshape(shape).astype(np.float32)
+RECIPES = recipe.load('adm_nets/recipes.json.gz')
 
 
 def tensors(name):
   """The checkpoint of a case, {name in the file: array}."""
-  return {entry[0]: described(CASES[name]['weight_tag'], *entry)
-          for entry in RECIPES[CASES[name]['recipe']]}
+  return recipe.weights(RECIPES[CASES[name]['recipe']], CASES[name]['weight_tag'])
 
 
 def build(name, dtype, **changes):

@@ -172,6 +172,10 @@ def test_saving_refuses_what_it_would_overwrite_and_leaves_nothing_half(saved, p
     directory.save(saved, CONFIG, params, 'again')
   with pytest.raises(ValueError, match='save: config must have the fields'):
     directory.save(saved.with_name('other'), {'kind': 'denoiser'}, params, 'again')
+  with pytest.raises(ValueError, match='must have the fields kind, network, got kind;'):
+    directory.save(saved.with_name('other'), {'kind': 'features'}, params, 'again')
+  with pytest.raises(ValueError, match='must have the fields kind, network, got kind, '):
+    directory.save(saved.with_name('other'), {**CONFIG, 'kind': 'features'}, params, 'again')
   def fail(*_):
     raise OSError('disk full')
   monkeypatch.setattr(directory, 'digest', fail)
