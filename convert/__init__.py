@@ -7,14 +7,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from convert import adm, containers, edm, pickles, published as published_lib
+from convert import (
+    adm,
+    clip,
+    containers,
+    edm,
+    inception,
+    lpips,
+    pickles,
+    plain,
+    published as published_lib,
+    torchscript,
+)
 from models import directory as directory_lib
 from samplers import checks
 
 __all__ = ['FAMILIES', 'Converted', 'check_family', 'find_architecture', 'load', 'read', 'save']
 
-FAMILIES = 'edm', 'sfd', 'adm'
-"""EDM's networks; students of SFD; guided-diffusion's."""
+# Networks of features: modules with matches(tensors) and convert(tensors).
+_FEATURES = {'inception': inception, 'lpips': lpips, 'clip': clip}
+
+FAMILIES = 'edm', 'sfd', 'adm', *_FEATURES
+"""EDM's networks; students of SFD; guided-diffusion's; networks of features."""
 
 _PUBLISHED_ELSEWHERE = {'model.diffusion_model.': 'latent diffusion', 'down_blocks.': 'diffusers'}
 
@@ -41,12 +55,14 @@ def load(path: str | os.PathLike, family: str | None = None, *, published: str |
   """Loads a published checkpoint.
 
   Args:
-    path: file of EDM or SFD (.pkl), or of guided-diffusion (.pt, or .safetensors).
+    path: file of EDM or SFD (.pkl), of guided-diffusion (.pt, or .safetensors), or of a network of
+      features: an Inception of FID, LPIPS or a CLIP (.pth, .pkl, .pt of TorchScript, or
+      .safetensors).
     family: one of FAMILIES; None: recognized.
     published: for a file of guided-diffusion, which holds tensors alone, the one that it is: a key
       of convert.published.ADM; None: recognized by the file's name.
     architecture: for another file of guided-diffusion its flags, or a JSON file with them, see
-      adm.convert.
+      adm.convert; for a CLIP that is none of OpenAI's the config beside it, see clip.convert.
 
   Returns:
     (config, params): the fields of a model directory, and parameters in float32.
@@ -67,24 +83,17 @@ def read(path: str | os.PathLike, family: str | None = None, *, published: str |
   settings = find_architecture(path, published, architecture)
   contents = containers.read(path)
   try:
-    found, data, tensors = _recognize(contents)
+    found, data, tensors = _recognize(contents.container, contents.data)
     if family not in (None, found):
       raise ValueError(f'family must be {found}, as its tensors show, got {family}; leave it out')
     source = {'converted': path.name, 'sha256': contents.sha256, 'family': found}
-    if found == 'adm':
-      if settings is None:
-        raise ValueError('architecture must be given, as the file holds tensors alone, got none; '
-                         'name it as published (--config.convert.published), one of '
-                         f'{", ".join(published_lib.ADM)}, or give its flags '
-                         '(--config.convert.architecture)')
-      config, params = adm.convert(data, settings)
-      source['architecture'] = settings
-    else:
-      if published or architecture:
-        raise ValueError('published and architecture must be left out, as the file tells its own, '
-                         f'got {published or "an architecture"}')
-      config, params = edm.convert(data)
-      source |= {'training': edm.training(data)} if found == 'sfd' else {}
+    if found == 'lpips':  # Published as two files.
+      tensors, others = lpips.beside(path, tensors, containers.read)
+      data, source = tensors, source | ({'beside': others} if others else {})
+    config, params, more = _convert(found, data, settings, published, architecture)
+    source |= more
+  except plain.Problem as problem:
+    raise ValueError(f'convert: {path}: source {problem}') from None
   except ValueError as error:
     raise ValueError(f'convert: {path}: {str(error).removeprefix("convert: ")}') from None
   return Converted(config, params, source, len(tensors))
@@ -129,26 +138,42 @@ def check_family(family: str) -> None:
   checks.check_choice('convert', 'family', family, FAMILIES)
 
 
-def _recognize(contents):
+def _convert(found, data, settings, published, architecture):
+  """(config, params, what else the source is told to be) of a recognized file."""
+  if found == 'adm':
+    if settings is None:
+      raise ValueError('architecture must be given, as the file holds tensors alone, got none; '
+                       'name it as published (--config.convert.published), one of '
+                       f'{", ".join(published_lib.ADM)}, or give its flags '
+                       '(--config.convert.architecture)')
+    return *adm.convert(data, settings), {'architecture': settings}
+  if found == 'clip' and architecture:
+    return *clip.convert(data, settings), {'architecture': settings}
+  if published or architecture:
+    raise ValueError('published and architecture must be left out, as the file tells its own, '
+                     f'got {published or "an architecture"}')
+  if found in _FEATURES:
+    return *_FEATURES[found].convert(data), {}
+  return *edm.convert(data), ({'training': edm.training(data)} if found == 'sfd' else {})
+
+
+def _recognize(container, data):
   """(family, what its converter takes, tensors by name)."""
-  if contents.container == 'edm_pickle':
-    network = pickles.network(contents.data)
+  if container == 'edm_pickle' and not _has_tensors(data):
+    archives = pickles.archives(data)
+    if len(archives) == 1:
+      return _recognize(*containers.parse(bytes(archives[0])))
+    module = pickles.only_module(data)
+    family = module and _feature_family(module.tensors)
+    if family:
+      return family, module.tensors, module.tensors
+    network = pickles.network(data)
     student = any(name.startswith('model.map_step_') for name in network.tensors)
     return ('sfd' if student else 'edm'), network, network.tensors
-  tensors = contents.data
-  if isinstance(tensors, dict) and isinstance(tensors.get('state_dict'), dict):
-    tensors = tensors['state_dict']
-  if not isinstance(tensors, dict) or not any(isinstance(value, np.ndarray)
-                                              for value in tensors.values()):
-    found = f'the keys {", ".join(map(repr, [*tensors][:5]))}' if isinstance(
-        tensors, dict) else f'a {type(tensors).__name__}'
-    raise ValueError(f'source must be a dict of tensors, got {found}; save the state_dict of the '
-                     'network')
-  odd = [name for name, value in tensors.items()
-         if not isinstance(name, str) or not isinstance(value, np.ndarray)]
-  if odd:
-    raise ValueError(f'source must be a dict of tensors alone, got something else as {odd[0]!r}; '
-                     'save the state_dict of the network')
+  tensors = torchscript.tensors(data) if container == 'torchscript' else _state_dict(data)
+  family = _feature_family(tensors)
+  if family:
+    return family, tensors, tensors
   if 'time_embed.0.weight' in tensors and 'input_blocks.0.0.weight' in tensors:
     return 'adm', tensors, tensors
   for start, kind in _PUBLISHED_ELSEWHERE.items():
@@ -157,3 +182,31 @@ def _recognize(contents):
                        'cannot be converted yet')
   raise ValueError(f'family must be one of {", ".join(FAMILIES)}, got tensors such as '
                    f'{", ".join([*tensors][:3])}; it is another network, or a part of one')
+
+
+def _feature_family(tensors):
+  """Which of _FEATURES tensors belong to by their names, or None."""
+  return next((name for name, family in _FEATURES.items() if family.matches(tensors)), None)
+
+
+def _has_tensors(data):
+  return isinstance(data, dict) and any(isinstance(value, np.ndarray) for value in data.values())
+
+
+def _state_dict(data):
+  """The dict of tensors that a file holds, alone or among other things."""
+  if isinstance(data, list | tuple) and lpips.matches(data):
+    return lpips.named(data)
+  if isinstance(data, dict) and isinstance(data.get('state_dict'), dict):
+    data = data['state_dict']
+  if not _has_tensors(data):
+    found = f'the keys {", ".join(map(repr, [*data][:5]))}' if isinstance(
+        data, dict) else f'a {type(data).__name__}'
+    raise ValueError(f'source must be a dict of tensors, got {found}; save the state_dict of the '
+                     'network')
+  odd = [name for name, value in data.items()
+         if not isinstance(name, str) or not isinstance(value, np.ndarray)]
+  if odd:
+    raise ValueError(f'source must be a dict of tensors alone, got something else as {odd[0]!r}; '
+                     'save the state_dict of the network')
+  return data

@@ -3,7 +3,8 @@
 The kind of a file is told by its first bytes, never by its name. Arrays are read-only views into
 one copy of the file in memory. Left out is only what says nothing of a network: source text that
 EDM's objects carry, versions of modules in a state dict, devices, hooks and gradient flags of
-tensors, the factory of a defaultdict, the texts under safetensors' `__metadata__`.
+tensors, the factory of a defaultdict, the texts under safetensors' `__metadata__`, and the program
+of a TorchScript archive.
 """
 
 import contextlib
@@ -13,16 +14,17 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-from convert import pickles, plain, safetensors, torch_files
+from convert import pickles, plain, safetensors, torch_files, torchscript
 
 
 class Contents(NamedTuple):
   """What a file holds.
 
   Attributes:
-    container: 'edm_pickle', 'torch_zip', 'torch_legacy' or 'safetensors'.
+    container: 'edm_pickle', 'torch_zip', 'torch_legacy', 'torchscript' or 'safetensors'.
     data: dicts, lists, tuples and sets of plain values, np.ndarray (bfloat16 as that of
-      ml_dtypes), plain.Placeholder and pickles.Persistent. Long byte strings are memoryviews.
+      ml_dtypes), plain.Placeholder and pickles.Persistent. Long byte strings are memoryviews. Of
+      'torchscript': a torchscript.Program.
     sha256: of the file, in hex.
   """
 
@@ -31,7 +33,13 @@ class Contents(NamedTuple):
   sha256: str
 
 
-_READERS = {'edm_pickle': pickles.read, 'torch_zip': torch_files.read_zip,
+def _read_archive(data, budget, calls):
+  archive = torch_files.open_zip(data)
+  read = torchscript.read if archive.program else torch_files.read_zip
+  return read(archive, budget, calls)
+
+
+_READERS = {'edm_pickle': pickles.read, 'torch_zip': _read_archive,
             'torch_legacy': torch_files.read_legacy, 'safetensors': safetensors.read}
 
 _PACKED = {b'\xfd7zXZ\0': 'xz', b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'7z\xbc\xaf\x27\x1c': '7z',
@@ -56,14 +64,30 @@ def read(path: str | os.PathLike, memory: int | None = None) -> Contents:
   path = pathlib.Path(path)
   data = _bytes(path, memory)
   try:
-    container = recognize(data)
-    # Every value four times as a tensor of bytes: views that share a storage are common.
-    budget = plain.Budget(values=4 * len(data) + 2**20)
-    value = _READERS[container](memoryview(data), budget, pickles.CALLS)
-    plain.check_nesting(value)
+    container, value = parse(data)
   except plain.Problem as problem:
     raise ValueError(f'convert: {path} {problem}') from None
   return Contents(container, value, hashlib.sha256(data).hexdigest())
+
+
+def parse(data: bytes) -> tuple[str, Any]:
+  """Reads the bytes of a file.
+
+  Args:
+    data: all of it.
+
+  Returns:
+    (container, data) of Contents.
+
+  Raises:
+    Problem: as the ValueError of `read`.
+  """
+  container = recognize(data)
+  # Every value four times as a tensor of bytes: views that share a storage are common.
+  budget = plain.Budget(values=4 * len(data) + 2**20)
+  value = _READERS[container](memoryview(data), budget, pickles.CALLS)
+  plain.check_nesting(value)
+  return 'torchscript' if isinstance(value, torchscript.Program) else container, value
 
 
 def recognize(data: bytes) -> str:
@@ -73,7 +97,7 @@ def recognize(data: bytes) -> str:
     data: all of it.
 
   Returns:
-    A value of Contents.container.
+    A value of Contents.container; 'torch_zip' for TorchScript, too.
 
   Raises:
     Problem: if it is none of the known ones, with what it seems to be.

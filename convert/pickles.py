@@ -111,6 +111,45 @@ def network(data: Any) -> Persistent:
     raise ValueError(f'convert: source {problem}') from None
 
 
+def archives(data: Any) -> list[bytes | memoryview]:
+  """Finds byte strings that begin as a ZIP file: an object may hold its network as TorchScript.
+
+  Args:
+    data: of containers.Contents.
+
+  Returns:
+    Each of them once, at any depth, in no order.
+  """
+  found, seen, rest = [], set(), [data]
+  while rest:
+    value = rest.pop()
+    if id(value) in seen:
+      continue
+    seen.add(id(value))
+    if isinstance(value, bytes | memoryview) and value[:4] == b'PK\x03\x04':
+      found.append(value)
+    elif isinstance(value, dict | list | tuple | set | frozenset | plain.Placeholder | Persistent):
+      rest += plain.parts(value)
+  return found
+
+
+def only_module(data: Any) -> Persistent | None:
+  """Finds the module in what was read, if it is all, or the only one in a dict.
+
+  Args:
+    data: of containers.Contents.
+
+  Returns:
+    The module, without the name of its class; None if there is none or several. Its tensors may
+    yet turn out to be none.
+  """
+  values = data.values() if isinstance(data, dict) else [data]
+  states = [getattr(value, 'state', None) for value in values]
+  modules = [state for state in states
+             if _is_state(state) and state.keys() >= {'_parameters', '_modules'}]
+  return Persistent('', modules[0]) if len(modules) == 1 else None
+
+
 def _network(data):
   if not isinstance(data, dict) or not data.keys() & {'ema', 'model'}:
     found = ', '.join(map(plain.describe, list(data)[:10])) or 'no keys' if isinstance(

@@ -116,9 +116,9 @@ def check_nesting(root: Any) -> None:
         if id(child) not in heights:
           heights[id(child)] = 0
           if is_object:
-            roots.append(_parts(child))
+            roots.append(parts(child))
           else:
-            path.append([child, iter(_parts(child)), 0])
+            path.append([child, iter(parts(child)), 0])
             break
         elif not is_object and not heights[id(child)]:
           raise Problem(f'must not nest in itself, got a {type(child).__name__} that does; it is '
@@ -133,8 +133,8 @@ def check_nesting(root: Any) -> None:
         raise Problem(f'must nest at most {_DEEPEST} deep, got more; it is no network')
 
 
-def _parts(value):
-  """What a container or object holds."""
+def parts(value: Any) -> Any:
+  """Returns what a container or an object, such as a Placeholder, holds, to iterate over."""
   if isinstance(value, dict):
     return [*value, *value.values()]
   if hasattr(value, 'state'):

@@ -19,6 +19,9 @@ from models import networks
 
 _SHOWN = 4  # Names of each kind in an error.
 
+_DESCRIBED = 'the network that the settings describe'
+_CHOOSE = 'choose the settings of this checkpoint, or a whole file'
+
 
 class Layout(NamedTuple):
   """A layout of PyTorch's.
@@ -104,7 +107,8 @@ def shapes(network: nn.Module, image_shape: Sequence[int], tensors: int) -> Any:
 
 
 def place(rules: Mapping[str, Rule], tensors: Mapping[str, np.ndarray], like: Any,
-          constants: Mapping[str, np.ndarray] = MappingProxyType({})) -> Any:
+          constants: Mapping[str, np.ndarray] = MappingProxyType({}), *,
+          network: str = _DESCRIBED, remedy: str = _CHOOSE) -> Any:
   """Makes parameters of tensors.
 
   Args:
@@ -113,6 +117,8 @@ def place(rules: Mapping[str, Rule], tensors: Mapping[str, np.ndarray], like: An
     like: nested dicts of arrays or shapes that the network needs.
     constants: name -> value of tensors that the architecture determines and the network needs not;
       they may be missing.
+    network: what `like` belongs to, for the error.
+    remedy: what to do about tensors that do not fit, for the error.
 
   Returns:
     Parameters like `like`, float32 NumPy arrays.
@@ -121,7 +127,7 @@ def place(rules: Mapping[str, Rule], tensors: Mapping[str, np.ndarray], like: An
     ValueError: if a tensor is missing, not used, of another shape, or a constant of another value,
       with all such names; or if values are not finite, with their names.
   """
-  check(rules, tensors, like, constants)
+  check(rules, tensors, like, constants, network=network, remedy=remedy)
   params, bad = {}, []
   for name, rule in rules.items():
     params[rule.target] = rule.convert(tensors[name])
@@ -134,7 +140,8 @@ def place(rules: Mapping[str, Rule], tensors: Mapping[str, np.ndarray], like: An
 
 
 def check(rules: Mapping[str, Rule], tensors: Mapping[str, Any], like: Any,
-          constants: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+          constants: Mapping[str, np.ndarray] = MappingProxyType({}), *,
+          network: str = _DESCRIBED, remedy: str = _CHOOSE) -> None:
   """Checks that the rules place every tensor and fill every parameter, by names and shapes.
 
   Args:
@@ -142,6 +149,8 @@ def check(rules: Mapping[str, Rule], tensors: Mapping[str, Any], like: Any,
     tensors: as in `place`; of those that have rules, the shape is enough.
     like: as in `place`.
     constants: as in `place`.
+    network: as in `place`.
+    remedy: as in `place`.
 
   Raises:
     ValueError: as `place`, for all but the values.
@@ -167,9 +176,8 @@ def check(rules: Mapping[str, Rule], tensors: Mapping[str, Any], like: Any,
                                     (unused, f'not used {_some(unused)}'),
                                     (misshaped, _some(misshaped))) if names]
   if wrong:
-    raise ValueError('convert: tensors must be those of the network that the settings describe, '
-                     f'got: {"; ".join(wrong)}; choose the settings of this checkpoint, or a whole '
-                     'file')
+    raise ValueError(f'convert: tensors must be those of {network}, got: {"; ".join(wrong)}; '
+                     f'{remedy}')
 
 
 def _some(names):

@@ -1,16 +1,17 @@
 """PyTorch's files, .pt, .pth and .ckpt, without PyTorch: the ZIP form and the legacy stream.
 
 ZIP, since PyTorch 1.6: one folder with `data.pkl` (the object, its storages as persistent ids),
-`data/<key>` (the bytes of a storage) and `byteorder`; nothing is compressed. Legacy: five pickles
-(a magic number, the version 1001, the system, the object, the keys of its storages), then for each
-key the number of values, int64, and their bytes. Both are little-endian here.
+`data/<key>` (the bytes of a storage) and `byteorder`, none of them compressed. TorchScript has its
+program besides, see convert/torchscript.py. Legacy: five pickles (a magic number, the version 1001,
+the system, the object, the keys of its storages), then for each key the number of values, int64,
+and their bytes. Both are little-endian here.
 """
 
 import struct
 import zipfile
 import zlib
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from convert import opcodes, plain, storages
 
@@ -75,11 +76,60 @@ def read_legacy(data: memoryview, budget: plain.Budget, calls: plain.Calls) -> A
   return opcodes.decode(data, start, budget, calls, lambda pid: found[pid[2]])[0]
 
 
-def read_zip(data: memoryview, budget: plain.Budget, calls: plain.Calls) -> Any:
-  """Reads the ZIP form.
+class Archive(NamedTuple):
+  """A ZIP file of PyTorch's.
+
+  Attributes:
+    folder: the one that all of it lies in, with a slash.
+    parts: name within the folder -> bytes, views into the file.
+    program: names of what belongs to a program, TorchScript; none in a checkpoint.
+  """
+
+  folder: str
+  parts: dict[str, memoryview]
+  program: list[str]
+
+
+def open_zip(data: memoryview) -> Archive:
+  """Reads the list of files in an archive.
 
   Args:
-    data: all of the file, a view of bytes.
+    data: all of it, a view of bytes.
+
+  Returns:
+    The Archive.
+
+  Raises:
+    Problem: if it is damaged (each part has a CRC-32), compressed beyond its program, big-endian or
+      another kind of archive.
+  """
+  members = _members(data)
+  folders = [name[:-len('data.pkl')] for name in members
+             if name.endswith('/data.pkl') and name.count('/') == 1]
+  if len(folders) != 1:
+    shown = ', '.join(map(plain.describe, list(members)[:3])) or 'nothing'
+    if any(name.endswith('/model.json') for name in members):
+      raise plain.Problem('must be an archive of PyTorch 1.4 or later, got TorchScript of an older '
+                          'one; load it with such a version and save the state_dict() of its '
+                          'module')
+    raise plain.Problem('must be an archive of PyTorch with one data.pkl, got an archive of '
+                        f'{shown}; unpack it if the checkpoint is inside')
+  folder, = folders
+  names = {name.removeprefix(folder): name for name in members if name.startswith(folder)}
+  archive = Archive(
+      folder, {name: members[whole] for name, whole in names.items() if members[whole] is not None},
+      [name for name in names if name.startswith(('code/', 'constants'))])
+  if bytes(archive.parts.get('byteorder', b'little')) != b'little':
+    raise plain.Problem('must be little-endian, got another byte order; save it again on a '
+                        'little-endian computer')
+  return archive
+
+
+def read_zip(archive: Archive, budget: plain.Budget, calls: plain.Calls) -> Any:
+  """Reads the object of an archive.
+
+  Args:
+    archive: of `open_zip`; its program, if it has one, is left alone.
     budget: of the file.
     calls: as in opcodes.decode.
 
@@ -87,41 +137,26 @@ def read_zip(data: memoryview, budget: plain.Budget, calls: plain.Calls) -> Any:
     The object.
 
   Raises:
-    Problem: if it is damaged (each part has a CRC-32), compressed, big-endian, another kind of
-      archive, or calls something else.
+    Problem: if it is damaged, has a storage too few or too many, or calls something else.
   """
-  parts = _members(data)
-  folders = [name[:-len('data.pkl')] for name in parts
-             if name.endswith('/data.pkl') and name.count('/') == 1]
-  if len(folders) != 1:
-    shown = ', '.join(map(plain.describe, list(parts)[:3])) or 'nothing'
-    raise plain.Problem('must be an archive of PyTorch with one data.pkl, got an archive of '
-                        f'{shown}; unpack it if the checkpoint is inside')
-  folder, = folders
-  if any(name.startswith((f'{folder}code/', f'{folder}constants.pkl')) for name in parts):
-    raise plain.Problem('must be a checkpoint of tensors, got a TorchScript archive, which is a '
-                        'program; save the state_dict() of its module')
-  if bytes(parts.get(f'{folder}byteorder', b'little')) != b'little':
-    raise plain.Problem('must be little-endian, got another byte order; save it again on a '
-                        'little-endian computer')
-  found: dict[str, storages.Storage] = {}
+  parts, found = archive.parts, {}
   def read(pid):
     dtype, key, size, view = storages.identify(pid)
-    name = f'{folder}data/{key}'
-    if view is not None or name not in parts:
+    if view is not None or f'data/{key}' not in parts:
       raise plain.Problem(f'must hold the storage {plain.describe(key)}, got none; download it '
                           'again')
     return _known(found, key, dtype, size) or found.setdefault(
-        key, storages.fill(dtype, size, parts[name]))
-  program = parts[f'{folder}data.pkl']
+        key, storages.fill(dtype, size, parts[f'data/{key}']))
+  program = parts['data.pkl']
   value, end = opcodes.decode(program, 0, budget, calls, read)
   if end != len(program):
     raise plain.Problem('must end data.pkl with its pickle, got more; download it again')
-  unused = parts.keys() - {f'{folder}data/{key}' for key in found}
-  unused = sorted(name for name in unused if name.startswith(f'{folder}data/'))
+  unused = sorted(name for name in parts
+                  if name.startswith('data/') and name.removeprefix('data/') not in found)
   if unused:
-    raise plain.Problem(f'must use all of its storages, got {plain.describe(unused[0])} without a '
-                        'tensor; download it again')
+    raise plain.Problem('must use all of its storages, got '
+                        f'{plain.describe(archive.folder + unused[0])} without a tensor; download '
+                        'it again')
   return value
 
 
@@ -142,7 +177,10 @@ def _part(data, start, size):
 
 
 def _members(data):
-  """Name -> bytes of each file in an archive, as views; their checksums are right."""
+  """Name -> bytes of each file in an archive, as views; their checksums are right.
+
+  None in place of a compressed file, if it is of no use here: nothing is ever unpacked.
+  """
   if data.obj.count(b'PK\x01\x02') > _MEMBERS:  # Before the directory is read: one for each file.
     raise plain.Problem(f'must hold at most {_MEMBERS} files, got more; it is no network')
   try:
@@ -155,8 +193,9 @@ def _members(data):
   members, end = {}, 0
   for entry in entries:
     name = entry.orig_filename
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or (
-        entry.file_size != entry.compress_size):
+    stored = (entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+              and entry.file_size == entry.compress_size)
+    if not stored and name.partition('/')[2].startswith(('data.pkl', 'data/', 'byteorder')):
       raise plain.Problem(f'must hold files as they are, got {plain.describe(name)} compressed or '
                           'encrypted; save it again with PyTorch')
     # A file begins with a header of its own: a signature, ..., two lengths, its name, padding.
@@ -168,12 +207,12 @@ def _members(data):
         bytes(title) != name.encode('utf-8' if entry.flag_bits & 0x800 else 'cp437')):
       raise plain.Problem(f'must have its files one after the other, got {plain.describe(name)} '
                           'elsewhere; download it again')
-    content = _part(data, start, entry.file_size)
-    if zlib.crc32(content) != entry.CRC:
+    content = _part(data, start, entry.compress_size)
+    if stored and zlib.crc32(content) != entry.CRC:
       raise plain.Problem(f'must have the checksum {entry.CRC:#010x} in {plain.describe(name)}, '
                           'got another; download it again')
     if name in members:
       raise plain.Problem(f'must hold each file once, got {plain.describe(name)} twice; download '
                           'it again')
-    members[name], end = content, start + entry.file_size
+    members[name], end = content if stored else None, start + entry.compress_size
   return members

@@ -4,6 +4,7 @@ A file that is damaged, or does not fit its settings, is found before anything i
 """
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import json
@@ -18,7 +19,7 @@ import numpy as np
 
 import convert
 from engine import files, progress as progress_lib
-from models import directory, networks
+from models import directory, feature_networks, networks
 from samplers import checks
 
 _ORACLE = '.expected.npz'  # Ending of a file beside the source, in place of its own.
@@ -67,8 +68,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                      'one with --workdir')
   there = folder.exists() or folder.is_symlink()
   if there or settings.sha256:  # Long work waits for this.
-    with open(source, 'rb') as file:
-      sha256 = hashlib.file_digest(file, 'sha256').hexdigest()
+    sha256 = _sha256(source)
     if settings.sha256 and sha256 != settings.sha256.lower():
       raise ValueError(f'config.convert.sha256: must be that of {source}, {sha256}, got '
                        f'{settings.sha256}; download the file again')
@@ -79,11 +79,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     return Plan(None, None, settings, folder, 0.0)
   converted = convert.read(source, settings.family, published=settings.published,
                            architecture=settings.architecture)
-  side = converted.config['image_shape'][0]
-  if settings.resolution not in (None, side):
-    raise ValueError(f'config.convert.resolution: must be that of the network in {source}, {side}, '
-                     f'got {settings.resolution}; take the file that the config names, or the '
-                     'config of this file')
+  _check_resolution(settings.resolution, converted.config, source)
   oracle = _read_oracle(source, converted.config)
   files.check_folder(folder.absolute().parent)
   return Plan(converted, oracle, settings, folder, time.perf_counter() - started)
@@ -137,6 +133,25 @@ def _check(settings):
   return source
 
 
+def _sha256(path):
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _check_resolution(resolution, config, source):
+  """Raises ValueError unless a resolution, if one is asked for, is that of the network."""
+  if resolution is None:
+    return
+  if config['kind'] == 'features':
+    raise ValueError('config.convert.resolution: must be left out for a network of features, got '
+                     f'{resolution} and {source}; take it out')
+  side = config['image_shape'][0]
+  if resolution != side:
+    raise ValueError(f'config.convert.resolution: must be that of the network in {source}, {side}, '
+                     f'got {resolution}; take the file that the config names, or the config of '
+                     'this file')
+
+
 def _source(source, settings):
   """What config.json tells of where the parameters come from."""
   return {**source, 'dtype': settings.dtype}
@@ -150,10 +165,13 @@ def _is_result(folder, settings, source, sha256):
     return False
   if not isinstance(stored, dict) or settings.family not in (None, stored.get('family')):
     return False
-  if 'architecture' in stored:
+  if 'architecture' in stored or settings.architecture:
     given = convert.find_architecture(source, settings.published, settings.architecture)
-    if json.loads(json.dumps(given)) != stored['architecture']:
+    if json.loads(json.dumps(given)) != stored.get('architecture'):
       return False
+  others = {source.with_name(name): known for name, known in stored.get('beside', {}).items()}
+  if not all(other.is_file() and _sha256(other) == known for other, known in others.items()):
+    return False
   return (stored.get('sha256'), stored.get('dtype')) == (sha256, settings.dtype)
 
 
@@ -179,9 +197,27 @@ def _read_oracle(source, config):
   return oracle
 
 
+# It runs once: a quick compilation is worth more than a quick program.
+_COMPILER = {'xla_backend_optimization_level': 0}
+
+
+def _check_features(config, params):
+  """Evaluates a network of features on gray; returns what is to be told of it."""
+  module = feature_networks.build(**config['network'])
+  apply = jax.jit(functools.partial(feature_networks.evaluate, module), compiler_options=_COMPILER)
+  answer = jax.device_get(apply(params, *feature_networks.example(module)))
+  bad = [name for name, values in answer.items() if not np.isfinite(values).all()]
+  if bad:
+    raise FloatingPointError(f'convert: features of a gray image must be finite, got others in '
+                             f'{", ".join(bad)}; the checkpoint is damaged, nothing was written')
+  return f'finite {", ".join(answer)} of a gray image'
+
+
 def _self_check(converted, oracle):
   """Evaluates the network once; returns what is to be told of it."""
   config = converted.config
+  if config['kind'] == 'features':
+    return _check_features(config, converted.params)
   network = networks.build(**config['network'])
   coefficients = networks.preconditioning(**config['preconditioning'])
   shape = tuple(config['image_shape'])
@@ -193,14 +229,12 @@ def _self_check(converted, oracle):
     labels = np.zeros(1, np.int32)
   if getattr(network, 'low_res', False):
     call = {'low_res': x[:, ::2, ::2]}
-  # It runs once: a quick compilation is worth more than a quick program.
-  options = {'xla_backend_optimization_level': 0}
   if config['kind'] == 'classifier':
-    apply = jax.jit(networks.classifier(network, coefficients), compiler_options=options)
+    apply = jax.jit(networks.classifier(network, coefficients), compiler_options=_COMPILER)
     answer, expected = apply(converted.params, x, sigma), (len(x), config['num_classes'])
   else:
     evaluate = networks.select(networks.denoiser(network, coefficients), 0)
-    apply = jax.jit(evaluate, compiler_options=options)
+    apply = jax.jit(evaluate, compiler_options=_COMPILER)
     answer, expected = apply(converted.params, x, sigma, labels, **call), x.shape
   answer = np.asarray(answer)
   if answer.shape != expected or not np.isfinite(answer).all():
@@ -215,14 +249,27 @@ def _self_check(converted, oracle):
 
 def _report(plan, check, seconds):
   config, source = plan.converted.config, plan.converted.source
-  height, width, channels = config['image_shape']
   count = sum(leaf.size for leaf in jax.tree.leaves(plan.converted.params))
-  classes = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classes'
   return '\n'.join([
       f'{config["kind"]} in {plan.workdir}: {source["family"]}, {plan.converted.tensors} tensors, '
       f'{count:,} parameters, {seconds:.1f} s',
-      f'  {config["network"]["name"]} with preconditioning {config["preconditioning"]["name"]}, '
-      f'{height}x{width}x{channels}, {classes}, sigma from {config["sigma_min"]:.4g} to '
-      f'{config["sigma_max"]:.6g}',
+      f'  {_describe(config, plan.converted.params)}',
       f'  self-check: {check}',
       f'  source: {source["converted"]}, SHA-256 {source["sha256"]}'])
+
+
+def _describe(config, params):
+  """What a network is, in a line."""
+  name = config['network']['name']
+  if config['kind'] == 'features':
+    module = feature_networks.build(**config['network'])
+    answer = jax.eval_shape(functools.partial(feature_networks.evaluate, module), params,
+                            *feature_networks.example(module))
+    return f'{name} with the features ' + ', '.join(
+        f'{feature} {"x".join(map(str, values.shape[1:])) or 1}'
+        for feature, values in answer.items())
+  height, width, channels = config['image_shape']
+  classes = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classes'
+  return (f'{name} with preconditioning {config["preconditioning"]["name"]}, '
+          f'{height}x{width}x{channels}, {classes}, sigma from {config["sigma_min"]:.4g} to '
+          f'{config["sigma_max"]:.6g}')

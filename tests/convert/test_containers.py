@@ -123,8 +123,8 @@ def test_repeating_views_are_bounded_by_the_size_of_the_file(write):
 
 @pytest.mark.parametrize('more, match', [
     ({'byteorder': b'big'}, 'must be little-endian'),
-    ({'constants.pkl': b''}, 'got a TorchScript archive'),
-    ({'code/model.py': b'import os'}, 'got a TorchScript archive'),
+    ({'constants.pkl': b''}, 'got a TorchScript archive of a ndarray'),
+    ({'code/model.py': b'import os'}, 'got a TorchScript archive of a ndarray'),
     ({'data/7': b'1234'}, "must use all of its storages, got 'archive/data/7'")])
 def test_archives_with_more_than_a_checkpoint(write, more, match):
   value = writing.tensor(writing.storage('0', VALUES), (24,))

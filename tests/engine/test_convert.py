@@ -11,11 +11,11 @@ import pytest
 
 import models
 from configs import default
-from convert import containers
+from convert import containers, lpips, rules
 from engine import convert as job, progress
-from models import directory
+from models import directory, feature_networks
 from tests import reference
-from tests.convert import writing
+from tests.convert import test_inception, test_torchscript, writing
 from tests.test_main import run_main
 
 PICKLES = reference.GOLDEN / 'edm_pickles'
@@ -181,6 +181,116 @@ def test_reference_numbers_that_are_not(tmp_path):
       np.savez(file, **content) if content else file.write(b'PK\3\4 no archive')
     with pytest.raises(ValueError, match='net.expected.npz must hold .*; take it away'):
       convert(tmp_path / 'net.pkl', tmp_path / 'model')
+
+
+def clip_program(folder, **changes):
+  """A small CLIP of OpenAI's as the TorchScript archive that they publish."""
+  packed = folder / 'packed.pt'
+  golden = reference.GOLDEN / 'clip_image/openai_layout.pt.xz'
+  packed.write_bytes(lzma.decompress(golden.read_bytes()))
+  tensors = {name: np.array(array, order='C') for name, array in (
+      containers.read(packed).data | changes).items()}
+  packed.unlink()
+  arrays = {str(i): array for i, array in enumerate(tensors.values())}
+  stored = {name: writing.tensor(writing.storage(str(i), array), array.shape)
+            for i, (name, array) in enumerate(tensors.items())}
+  def make(own, modules):
+    return test_torchscript.module('part', **own, **modules)
+  (folder / 'clip.pt').write_bytes(test_torchscript.archive(
+      test_inception.tree(stored, make), arrays, code='raise SystemExit'))
+  return folder / 'clip.pt', tensors
+
+
+def test_an_inception_becomes_a_network_of_features(tmp_path):
+  source = tmp_path / 'inception.pth'
+  source.write_bytes(test_inception.pth(writing.archive))
+  report = convert(source, tmp_path / 'model').splitlines()
+  assert report[0].startswith(
+      f'features in {tmp_path}/model: inception, 566 tensors, 23,885,392 parameters, ')
+  assert report[1:3] == [
+      '  inception with the features logits 1008, logits_unbiased 1008, pool 2048, spatial 17x17x7',
+      '  self-check: finite logits, logits_unbiased, pool, spatial of a gray image']
+  network = models.load_features(tmp_path / 'model')
+  test_inception.check(network.params, 'pth')
+  assert network.name == 'inception' and network.config['source']['family'] == 'inception'
+  assert convert(source, tmp_path / 'model').endswith('nothing was left to do')
+  with pytest.raises(ValueError, match='must be a denoiser, got the features'):
+    models.load(tmp_path / 'model')
+  with pytest.raises(ValueError, match='resolution: must be left out for a network of features'):
+    job.plan(configured(source, resolution=299), str(tmp_path / 'other'))
+
+
+def test_a_network_whose_features_are_not_finite(tmp_path):
+  source, _ = clip_program(tmp_path, **{'visual.proj': np.full((64, 32), 3e38, np.float32)})
+  with pytest.raises(FloatingPointError, match='features of a gray image must be finite, got other'
+                                               's in image; .* nothing was written'):
+    convert(source, tmp_path / 'model')
+  assert not (tmp_path / 'model').exists()
+
+
+def test_a_config_beside_a_clip_decides(tmp_path):
+  source, _ = clip_program(tmp_path)
+  (tmp_path / 'config.json').write_text('{"activation": "gelu"}')
+  fields = {'architecture': str(tmp_path / 'config.json')}
+  convert(source, tmp_path / 'model', self_check=False, **fields)
+  config = models.load_features(tmp_path / 'model').config
+  assert config['network']['settings']['activation'] == 'gelu'
+  assert config['source']['architecture'] == {'activation': 'gelu'}
+  assert convert(source, tmp_path / 'model', **fields).endswith('nothing was left to do')
+  with pytest.raises(ValueError, match='must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'model')
+  convert(source, tmp_path / 'plain', self_check=False)
+  with pytest.raises(ValueError, match='must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'plain', **fields)
+
+
+def lpips_files(folder):
+  """The two published files of LPIPS, with values that many tensors share; returns the smaller."""
+  like = feature_networks.shapes(feature_networks.build('lpips_vgg', {}))
+  shapes = {name: rules.LAYOUTS[rule.layout].original(like[rule.target[0]][rule.target[1]].shape)
+            for name, rule in lpips.key_rules().items()}
+  pool = np.random.default_rng(0).random(512 * 512 * 9, np.float32) / 1e4
+  stored = {name: writing.tensor(writing.storage('0', pool), shape)
+            for name, shape in shapes.items()}
+  for name, lins in ('vgg16-397923af.pth', False), ('vgg.pth', True):
+    (folder / name).write_bytes(writing.archive(
+        {key: value for key, value in stored.items() if (key in lpips.LINS) == lins}, {'0': pool}))
+  return folder / 'vgg.pth'
+
+
+def test_the_two_files_of_lpips_become_one_network(tmp_path):
+  source = lpips_files(tmp_path)
+  report = convert(source, tmp_path / 'model', dtype='float16').splitlines()
+  assert report[0].startswith(f'features in {tmp_path}/model: lpips, 31 tensors, 14,716,160 param')
+  assert report[1:3] == ['  lpips_vgg with the features distance 1, stages 5',
+                         '  self-check: finite distance, stages of a gray image']
+  other = tmp_path / 'vgg16-397923af.pth'
+  assert models.load_features(tmp_path / 'model').config['source']['beside'] == {
+      other.name: hashlib.sha256(other.read_bytes()).hexdigest()}
+  assert convert(source, tmp_path / 'model', dtype='float16').endswith('nothing was left to do')
+  other.write_bytes(other.read_bytes() + b'.')
+  with pytest.raises(ValueError, match='must not exist or be what this conversion made'):
+    convert(source, tmp_path / 'model', dtype='float16')
+  other.unlink()
+  with pytest.raises(ValueError, match='must hold VGG16 and the lin weights, got none of VGG16'):
+    convert(source, tmp_path / 'again')
+
+
+def test_torchscript_from_the_command_line(tmp_path):
+  source, tensors = clip_program(tmp_path)
+  good = run_main(tmp_path, '--mode=convert', '--workdir=model',
+                  f'--config.convert.source={source}')
+  assert (good.returncode, good.stderr) == (0, '')
+  assert '  clip with the features image 32, text 32\n' in good.stdout
+  params = models.load_features(tmp_path / 'model').params
+  np.testing.assert_array_equal(params['image']['patch_kernel'],
+                                tensors['visual.conv1.weight'].transpose(2, 3, 1, 0))
+  frozen = reference.GOLDEN / 'torchscript/frozen.pt'
+  bad = run_main(tmp_path, '--mode=convert', '--workdir=other',
+                 f'--config.convert.source={frozen}')
+  assert (bad.returncode, bad.stdout) == (2, '')
+  line, = bad.stderr.splitlines()
+  assert line.startswith(f'main.py: convert: {frozen}: source must be a module with named tensors')
 
 
 def test_the_command_line(tmp_path):
