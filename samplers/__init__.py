@@ -20,11 +20,11 @@ from samplers import (  # noqa: F401 - the solvers among them register
   splitting,
   unipc,
 )
-from samplers.registry import LOOPS, SOLVERS, build, make, options
+from samplers.registry import LOOPS, SOLVERS, build, make, option_types, options
 from samplers.run import run
-from samplers.schedules import SCHEDULES, schedule, schedule_options
+from samplers.schedules import SCHEDULES, schedule, schedule_option_types, schedule_options
 from samplers.table import Table, pad
 
 __all__ = ['LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'bound', 'build', 'chains', 'ddpm',
-           'guidance', 'imputation', 'make', 'moments', 'noise', 'options', 'pad', 'run',
-           'schedule', 'schedule_options']
+           'guidance', 'imputation', 'make', 'moments', 'noise', 'option_types', 'options', 'pad',
+           'run', 'schedule', 'schedule_option_types', 'schedule_options']

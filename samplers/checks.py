@@ -1,7 +1,10 @@
 """Checks of what users give: one line with who asks, the rule, the value and the remedy."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,3 +149,25 @@ def check_switch(name: str, option: str, value: bool) -> None:
   """Raises ValueError unless a value is True or False."""
   if not isinstance(value, bool | np.bool_):
     raise ValueError(f'{name}: {option} must be True or False, got {value!r}; a text is neither')
+
+
+def plain_types(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, type]:
+  """Returns the types that the options of a function have on a command line.
+
+  Args:
+    function: whose annotations tell them.
+    options: option -> default, whose type counts where the function does not know the option.
+
+  Returns:
+    Option -> str, bool, float or int, the first of these that the annotation allows; what is no
+    plain value is text.
+  """
+  parameters = inspect.signature(function).parameters
+  def of(option, default):
+    if option not in parameters:  # `afs` and its like belong to all solvers and to no signature.
+      return type(default)
+    annotation = parameters[option].annotation
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    return next((kind for kind in (str, bool, float, int) if kind in kinds), str)
+  return {option: of(option, default) for option, default in options.items()}

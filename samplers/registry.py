@@ -56,6 +56,11 @@ def options(name: str) -> dict[str, Any]:
   return own if name in LOOPS else own | _COMMON
 
 
+def option_types(name: str) -> dict[str, type]:
+  """Returns the types of a solver's options, see `checks.plain_types`; ValueError as `options`."""
+  return checks.plain_types((SOLVERS | LOOPS).get(name), options(name))
+
+
 def make(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False,
          denoise_to_zero: bool = False, **options: Any) -> table_lib.Table:
   """Builds the Table of a solver on a grid of noise levels, on the host, in float64, checked.

@@ -36,6 +36,11 @@ def schedule_options(name: str) -> dict[str, Any]:
           for option, parameter in _parameters(name).items() if option not in _RANGE}
 
 
+def schedule_option_types(name: str) -> dict[str, type]:
+  """Returns the types of a schedule's options, see `checks.plain_types`; ValueError as above."""
+  return checks.plain_types(SCHEDULES.get(name), schedule_options(name))
+
+
 def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = None,
              sigma_max: float | None = None, *, levels: Sequence[float] | None = None,
              **options: Any) -> np.ndarray:
