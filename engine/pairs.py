@@ -1,0 +1,133 @@
+"""Images beside something else: another image (LPIPS), or a text (CLIP score).
+
+Both become extractors over image sets, so that they are computed in parts as features are.
+"""
+
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import models
+from evaluation import clip_score, extractors, sources, tokens
+from models import lpips
+
+
+def image_pairs(a: sources.ImageSet, b: sources.ImageSet) -> sources.ImageSet:
+  """Returns pairs of images as images of the channels of both.
+
+  Args:
+    a: one set.
+    b: the other; image i of both is a pair.
+
+  Returns:
+    An image set of shape (height, width, 6).
+
+  Raises:
+    ValueError: if there are not as many of one size in both, or they are of other seeds.
+  """
+  if (a.count, a.shape[:2]) != (b.count, b.shape[:2]):
+    raise ValueError('lpips: both sets must have as many images of one size, got '
+                     f'{a.count:,} of {a.shape[0]}x{a.shape[1]} in {a.path} and {b.count:,} of '
+                     f'{b.shape[0]}x{b.shape[1]} in {b.path}; make both from the same seeds')
+  if a.kind == b.kind == 'workdir':
+    other = next((pair for pair in zip(a.names, b.names, strict=True)
+                  if pathlib.Path(pair[0]).name != pathlib.Path(pair[1]).name), None)
+    if other:
+      raise ValueError(f'lpips: pairs must be of one seed, got {other[0]} in {a.path} beside '
+                       f'{other[1]} in {b.path}; make both from the same seeds')
+
+  def take(numbers):
+    return np.concatenate([np.broadcast_to(images, (*images.shape[:-1], 3))
+                           for images in (a.take(numbers), b.take(numbers))], -1)
+  digest = hashlib.sha256(f'{a.digest} {b.digest}'.encode()).hexdigest()
+  return a._replace(path=f'{a.path} beside {b.path}', kind='pairs', shape=(*a.shape[:2], 6),
+                    labels=None, digest=digest, take=take)
+
+
+def lpips_extractor(network: models.FeatureNetwork) -> extractors.Extractor:
+  """Returns the extractor of distances of pairs, feature 'lpips', (n, 1).
+
+  Raises:
+    ValueError: if the network is another one.
+  """
+  _check(network, 'lpips_vgg', 'lpips_network')
+  pipeline = {'network': network.name, 'sha256': network.sha256, 'resize': 'none',
+              'scaling': 'x / 255', 'layers': ['lpips']}
+  return extractors.Extractor('lpips', pipeline, {'lpips': 1}, _unit_range, network.params,
+                              _distances)
+
+
+def clip_extractor(network: models.FeatureNetwork) -> extractors.Extractor:
+  """Returns the extractor of embeddings of images, feature 'embedding', (n, projection_dim).
+
+  Raises:
+    ValueError: if the network is another one.
+  """
+  _check(network, 'clip', 'clip_network')
+  size = network.module.image_size
+  pipeline = {'network': network.name, 'sha256': network.sha256,
+              'resize': f"Pillow bicubic to {size}, centre", 'scaling': "CLIP's mean and deviation",
+              'layers': ['embedding']}
+  return extractors.Extractor('clip', pipeline, {'embedding': network.module.projection_dim},
+                              functools.partial(clip_score.preprocess, size=size), network.params,
+                              _embedding(network.module))
+
+
+def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndarray:
+  """Reads a text for every image.
+
+  Args:
+    path: a text file, line i for image i.
+    tokenizer: path of the vocabulary, see evaluation.tokens.
+    count: number of images.
+    context: of the network.
+
+  Returns:
+    Ids of tokens, int32 (count, context).
+
+  Raises:
+    OSError: if the vocabulary cannot be read.
+    ValueError: if the file cannot be read, has another number of lines, or an empty one.
+  """
+  def wrong(got):
+    return ValueError(f'config.evaluate.prompts: must be a text file with a line for each of '
+                      f'{count} images, got {got}; write one prompt per line, in their order')
+  try:
+    lines = pathlib.Path(path).read_text('utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise wrong(f'{path!r} ({getattr(error, "strerror", None) or "no UTF-8"})') from None
+  if len(lines) != count:
+    raise wrong(f'{len(lines)} lines in {path}')
+  empty = next((i for i, line in enumerate(lines) if not line.strip()), None)
+  if empty is not None:
+    raise wrong(f'nothing in line {empty + 1} of {path}')
+  return tokens.Tokenizer.load(tokenizer).encode(lines, context)
+
+
+def _check(network, name, field):
+  if network.name != name:
+    raise ValueError(f'config.evaluate.{field}: must be the model directory of {name}, got '
+                     f'{network.name}; --mode=convert makes it')
+
+
+def _unit_range(images):
+  return images.astype(np.float32) / np.float32(255)
+
+
+def _distances(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+  with jax.default_matmul_precision('highest'):  # As evaluation.lpips.
+    return {'lpips': lpips.apply(params, x[..., :3], x[..., 3:])[0][:, None]}
+
+
+@functools.cache
+def _embedding(module):
+  def apply(params, x):
+    with jax.default_matmul_precision('highest'):
+      return {'embedding': jnp.asarray(
+          module.apply({'params': params}, x, method='embed_images'), jnp.float32)}
+  return apply
