@@ -11,16 +11,14 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-# Jobs: modules with plan(config, workdir) and run(plan, progress), imported when asked for.
-MODES = {'generate': 'engine.generate', 'train': 'engine.train', 'convert': 'engine.convert',
-         'invert': 'engine.invert', 'likelihood': 'engine.likelihood'}
+# Modules of engine with plan(config, workdir) and run(plan, progress), imported when asked for.
+MODES = ('generate', 'train', 'convert', 'invert', 'likelihood', 'evaluate', 'compare', 'analyze')
 
 _DEFAULT = str(pathlib.Path(__file__).parent / 'configs/default.py')
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='Python file of the configuration; configs/default.py if not given.',
-    lock_config=True)
-_WORKDIR = flags.DEFINE_string('workdir', 'out', 'Folder for everything that is written; a run '
-                               'that was interrupted goes on there.')
+_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True, help_string=(
+    'Python file of the configuration; configs/default.py if not given.'))
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for all output, where an interrupted run '
+                               'goes on; out if not given, for other modes out/MODE.')
 _MODE = flags.DEFINE_string('mode', 'generate', f'Job, one of: {", ".join(MODES)}.')
 _QUIET = flags.DEFINE_bool('quiet', False, 'No progress bar, also on a terminal.')
 _CACHE = flags.DEFINE_bool('compilation_cache', True, 'Keep compiled programs for the next run, in '
@@ -29,17 +27,19 @@ _CACHE = flags.DEFINE_bool('compilation_cache', True, 'Keep compiled programs fo
 
 def main(argv: list[str]) -> None:
   """Runs one job; what is wrong with its input is one line on stderr and exit code 2."""
-  from engine import cache, commandline, progress  # JAX loads here, where Ctrl-C is heard.
+  from engine import cache, commandline, devices, progress  # JAX loads, where Ctrl-C is heard.
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # JAX would tell which devices it did not find.
   if len(argv) > 1:
     _fail(f'takes flags only, got {argv[1]!r}; a flag starts with --')
+  devices.use_cores()
   note = cache.enable() if _CACHE.value else cache.disable()
   if note:
     print(f'main.py: {note}', file=sys.stderr)
   try:
-    job = importlib.import_module(commandline.find_mode(_MODE.value, MODES))
-    plan = job.plan(_CONFIG.value, _WORKDIR.value)
+    workdir = commandline.workdir(_MODE.value, MODES, _WORKDIR.value)
+    job = importlib.import_module(f'engine.{_MODE.value}')
+    plan = job.plan(_CONFIG.value, workdir)
   except (ValueError, OSError) as error:
     _fail(error)
   try:

@@ -5,16 +5,13 @@ cores, the first time up to a minute, as the program is compiled.
 Every field can be overridden, as in --config.solver.name=heun --config.schedule.num_steps=4.
 """
 
-import inspect
-import types
-import typing
 from collections.abc import Callable, Mapping
 
 import ml_collections
 from ml_collections import config_dict
 
 import samplers
-from configs import converting, training
+from configs import analyzing, comparing, converting, evaluating, training
 
 MODEL = 'digits'
 """The bundled model of `python main.py`."""
@@ -49,13 +46,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.schedule.sigma_max = config_dict.placeholder(float)  # First level; None: the model's.
   # Options of every schedule. None is the schedule's own default, see its docstring; lists are
   # text, '80,5,0.5,0'; alphas_cumprod also takes the name of a table, 'stable_diffusion'.
-  _add_options(config.schedule, samplers.SCHEDULES, samplers.schedule_options)
+  _add_options(config.schedule, samplers.SCHEDULES, samplers.schedule_option_types)
 
   # Solver: samplers.make(name, sigmas, **options).
   config.solver = ml_collections.ConfigDict()
   config.solver.name = 'dpmpp'  # A key of samplers.SOLVERS or samplers.LOOPS.
   # Options of every solver, as above; one that the chosen solver does not have is an error.
-  _add_options(config.solver, {**samplers.SOLVERS, **samplers.LOOPS}, samplers.options)
+  _add_options(config.solver, {**samplers.SOLVERS, **samplers.LOOPS}, samplers.option_types)
   # Noise of solvers that draw any: 'brownian' (along one path per seed, so that finer grids show
   # the same image), 'gaussian' (by step), 'two_point' or 'three_point' (weak order 1 and 2).
   config.noise = 'brownian'
@@ -111,27 +108,19 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.train = training.get_group()  # Of --mode=train.
   config.convert = converting.get_group()  # Of --mode=convert.
+  config.evaluate = evaluating.get_group()  # Of --mode=evaluate.
+  config.compare = comparing.get_group()  # Of --mode=compare.
+  config.analyze = analyzing.get_group()  # Of --mode=analyze.
   return config.lock()
 
 
 def _add_options(group: ml_collections.ConfigDict, functions: Mapping[str, Callable],
-                 options: Callable[[str], Mapping[str, object]]) -> None:
+                 types: Callable[[str], Mapping[str, type]]) -> None:
   """Adds an empty field of the right type for every option of every function of a registry."""
-  for name, function in functions.items():
-    parameters = inspect.signature(function).parameters
-    for option, default in options(name).items():
-      kind = type(default)  # `afs` and its like belong to all solvers and to no signature.
-      if option in parameters:
-        kind = _field_type(parameters[option].annotation)
+  for name in functions:
+    for option, kind in types(name).items():
       if option not in group:
         group[option] = config_dict.placeholder(kind)
       elif group.get_type(option) is not kind:
         raise TypeError(f'configs: option {option} must have one type in all of {list(functions)}, '
                         f'got {group.get_type(option).__name__} and, in {name}, {kind.__name__}')
-
-
-def _field_type(annotation: object) -> type:
-  """Returns the type of an option on the command line; what is no plain value is text."""
-  union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
-  kinds = typing.get_args(annotation) if union else (annotation,)
-  return next((kind for kind in (str, bool, float, int) if kind in kinds), str)

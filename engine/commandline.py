@@ -3,20 +3,24 @@
 import difflib
 import pathlib
 import runpy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import ml_collections
 
 from samplers import checks
 
 
-def find_mode(name: str, modes: Mapping[str, str]) -> str:
-  """Returns the module of a mode, modes[name].
+def workdir(mode: str, modes: Sequence[str], given: str | None) -> str:
+  """Returns the folder that a job writes to: as given, else 'out' for the first mode, 'out/MODE'.
 
   Raises:
     ValueError: if there is no such mode, with the nearest.
   """
-  return checks.lookup('--mode', name, modes)
+  if mode not in modes:
+    raise ValueError(checks.unknown('--mode', mode, modes))
+  if given is not None:
+    return given
+  return 'out' if mode == modes[0] else f'out/{mode}'
 
 
 def find_problem(argv: Sequence[str]) -> str | None:

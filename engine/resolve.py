@@ -112,7 +112,7 @@ def batch_size(config: ml_collections.ConfigDict) -> int:
 def given(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the fields that have a value, without those of jobs of their own."""
   given = _given(config.to_dict())
-  for group in ('train', 'convert'):
+  for group in ('train', 'convert', 'evaluate', 'compare', 'analyze'):
     given.pop(group, None)
   return given
 

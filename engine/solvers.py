@@ -61,12 +61,17 @@ def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> S
   draws = bool(table.noise.any())
   if draws:
     identity['noise'] = source
-  return Solver(identity, table, _of_table(source if draws else None), table.nfe,
+  return Solver(identity, table, of_table(source if draws else None), table.nfe,
                 splits=bool(np.isin(table.kind, table_lib.GUIDE).any()))
 
 
 @functools.cache
-def _of_table(source):
+def of_table(source: str | None) -> Callable[..., Any]:
+  """Returns `solve` of tables, see Solver; equal sources give the same function.
+
+  Args:
+    source: of the noise, a key of samplers.noise.SOURCES; None: for tables that draw none.
+  """
   def solve(table, denoise, x, *, keys, guide, project):
     if source is None:  # Nothing to compile for a table that draws nothing.
       draw = lambda row, x: jnp.zeros_like(x)  # noqa: E731

@@ -14,12 +14,13 @@ ALLOWED = {
     'samplers': {'samplers', 'jax', 'numpy'},
     'models': {'models', 'samplers', 'jax', 'numpy', 'flax', 'orbax'},
     'convert': {'convert', 'models', 'samplers', 'jax', 'numpy', 'ml_dtypes', 'flax'},
+    'evaluation': {'evaluation', 'models', 'samplers', 'jax', 'numpy', 'flax', 'PIL'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
-    'engine': {'engine', 'convert', 'models', 'samplers', 'jax', 'numpy', 'flax', 'optax', 'orbax',
-               'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
+    'engine': {'engine', 'convert', 'evaluation', 'models', 'samplers', 'jax', 'numpy', 'flax',
+               'optax', 'orbax', 'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
-    'benchmarks': {'benchmarks', 'engine', 'models', 'samplers', 'jax', 'numpy', 'matplotlib',
-                   'sklearn'},
+    'benchmarks': {'benchmarks', 'configs', 'engine', 'models', 'samplers', 'jax', 'numpy',
+                   'matplotlib', 'sklearn'},
 }
 
 
@@ -54,7 +55,7 @@ def test_imports_point_one_way(package):
 
 
 def test_nothing_imports_jobs_but_the_edge():
-  for package in ('samplers', 'models', 'convert', 'configs'):
+  for package in ('samplers', 'models', 'convert', 'evaluation', 'configs'):
     assert 'engine' not in {name for path in sources(package) for name in imported(path)}
 
 

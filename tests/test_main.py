@@ -74,10 +74,32 @@ def test_jobs_and_tasks_on_the_bundled_model(tmp_path, flags, told, files):
   assert {path.name for path in (tmp_path / 'a').iterdir()} == files
 
 
+def test_samples_are_compared_measured_and_analyzed(tmp_path):
+  small = ('--config.seeds=0-3', '--config.schedule.num_steps=4')
+  result = run_main(tmp_path, *small, '--config.model.name=digits_exact')
+  assert (result.returncode, result.stderr) == (0, '')
+  for flags, told, files in (
+      (['--mode=evaluate', '--config.evaluate.images=out'], 'FD-digits ', {
+          'evaluate.json', 'features', 'run.json'}),
+      (['--mode=analyze', *small, '--config.analyze.num_points=9', '--config.analyze.window=5'],
+       'analysis.json', {'analysis.json', 'run.json', 'analysis.png'}),
+      (['--mode=compare', '--config.compare.solvers=euler; unipc(max_order=2|3)',
+        '--config.compare.schedules=logsnr', '--config.compare.nfe=2,4',
+        '--config.compare.seeds=0-7', '--config.compare.search=4', '--config.compare.shown=3',
+        '--config.compare.resamples=20', '--config.compare.tolerance=0.1'], 'NFE   4: unipc', {
+            'index.html', 'compare.json', 'compare.csv', 'error.png', 'distance.png', 'cells',
+            'search', 'reference.npz', 'run.json'})):
+    result = run_main(tmp_path, *flags)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert told in result.stdout
+    mode = flags[0].removeprefix('--mode=')
+    assert files <= {path.name for path in (tmp_path / 'out' / mode).iterdir()}
+
+
 @pytest.mark.parametrize('flags, message', [
     (['--mode=generat'],
-     "unknown --mode 'generat'; did you mean generate? known: convert, generate, invert, "
-     'likelihood, train'),
+     "unknown --mode 'generat'; did you mean generate? known: analyze, compare, convert, evaluate, "
+     'generate, invert, likelihood, train'),
     (['--config.solver.etta=1'], "unknown config field 'solver.etta'; did you mean 'solver.eta'?"),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),

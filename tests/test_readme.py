@@ -20,6 +20,7 @@ import main
 import models
 import samplers
 from configs import default
+from engine import commandline, generate
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -132,14 +133,25 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
   else:
     shutil.copytree(models.model.ASSETS / 'digits',
                     tmp_path / 'checkpoints' / 'edm-cifar10-32x32-uncond-vp')
+  if '--mode=evaluate' in line:
+    config = default.get_config()
+    config.model.name, config.solver.name, config.seeds = 'digits_exact', 'euler', '0-3'
+    generate.run(generate.plan(config, str(tmp_path / 'out')))
   monkeypatch.chdir(tmp_path)
   values = parsed(line, monkeypatch)
   if values.mode == 'convert':
     assert values.config.convert.resolution == 32
     values.config.convert.resolution = 8  # Of the small one.
-  plan = importlib.import_module(main.MODES[values.mode]).plan(values.config, values.workdir)
+  workdir = commandline.workdir(values.mode, main.MODES, values.workdir)
+  plan = importlib.import_module(f'engine.{values.mode}').plan(values.config, workdir)
   if values.mode in ('invert', 'likelihood'):
     assert plan.sigmas[0] == 80
+  elif values.mode == 'evaluate':
+    assert plan.metrics == ('fid', 'kid')
+  elif values.mode == 'compare':
+    assert len(plan.cells) > 10 and not plan.refused
+  elif values.mode == 'analyze':
+    assert plan is not None
   elif values.mode == 'generate':
     assert plan.solver.nfe or plan.solver.identity['name'] in samplers.LOOPS
   elif values.mode == 'convert':

@@ -63,8 +63,13 @@ def test_a_config_file_that_is_there_is_no_problem():
   assert commandline.find_problem(['main.py']) is None
 
 
-def test_a_mode_gives_its_module_and_a_misspelt_one_the_nearest():
-  modes = {'generate': 'engine.generate', 'train': 'engine.train'}
-  assert commandline.find_mode('train', modes) == 'engine.train'
+@pytest.mark.parametrize('mode, given, expected', [
+    ('generate', None, 'out'), ('train', None, 'out/train'), ('train', 'here', 'here'),
+    ('generate', '', '')])  # An empty name is refused where the folder is checked.
+def test_each_mode_writes_to_a_folder_of_its_own(mode, given, expected):
+  assert commandline.workdir(mode, ('generate', 'train'), given) == expected
+
+
+def test_a_misspelt_mode_is_told_the_nearest():
   with pytest.raises(ValueError, match="^unknown --mode 'trian'; did you mean train. known: gen"):
-    commandline.find_mode('trian', modes)
+    commandline.workdir('trian', ('generate', 'train'), None)

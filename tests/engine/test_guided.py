@@ -13,8 +13,10 @@ import samplers
 from engine import generate, seeds as seeds_lib, solvers
 from models import mixture
 from samplers import guidance
-from tests.engine.sampling import get_plan, samples
+from tests.engine.sampling import get_plan, samples, with_network
 from tests.models.test_edm_nets import quickly
+
+pytestmark = pytest.mark.usefixtures('little_optimization')
 
 GUIDED = {'guidance__classifier': 'digits_exact', 'labels': '3,8'}
 
@@ -83,17 +85,16 @@ def test_classifier_of_other_images_is_refused(tmp_path, monkeypatch):
 
 # -- Guidance by the difference of two networks ---------------------------------------------------
 
-FREE = {'model__name': 'digits', 'labels': '3,8', 'solver__name': 'euler',
-        'schedule__num_steps': 4, 'seeds': '0-3'}
+FREE = {'labels': '3,8', 'solver__name': 'euler', 'schedule__num_steps': 4, 'seeds': '0-3'}
 
 
 def test_classifier_free_guidance_is_its_formula_in_one_call_or_two(tmp_path):
-  one, two = (get_plan(tmp_path / str(calls), **FREE, guidance__method='classifier_free',
-                       guidance__scale=3.0, guidance__calls=calls, guidance__interval='0.05,20')
-              for calls in (1, 2))
+  one, two = (with_network(get_plan(
+      tmp_path / str(calls), **FREE, guidance__method='classifier_free', guidance__scale=3.0,
+      guidance__calls=calls, guidance__interval='0.05,20')) for calls in (1, 2))
   apart = samples(one)
   np.testing.assert_allclose(samples(two), apart, atol=2e-5)  # Another batch size sums otherwise.
-  model, x = models.load('digits'), np.asarray(one.sigmas[0] * latents(one), np.float32)
+  model, x = one.model, np.asarray(one.sigmas[0] * latents(one), np.float32)
   def free(x, sigma):
     cond, nobody = (model.apply(model.params, x, sigma, jnp.array(labels))
                     for labels in ([3, 8, 3, 8], [-1] * 4))
@@ -125,7 +126,7 @@ def test_splitting_asks_the_trained_classifier_in_rows_of_its_own(tmp_path):
   plan = get_plan(tmp_path, **{**FREE, 'solver__name': 'stsp'}, guidance__scale=2.0,
                   guidance__classifier='digits_classifier')
   assert plan.solver.splits
-  model, classifier = models.load('digits'), models.load_classifier('digits_classifier')
+  model, classifier = plan.model, models.load_classifier('digits_classifier')
   labels = jnp.array([3, 8, 3, 8])
   guide = guidance.classifier_term(
       lambda x, sigma: classifier.log_prob(x, sigma)[jnp.arange(4), labels], 2.0)
@@ -162,7 +163,7 @@ def test_bad_guidance_by_networks_is_refused(tmp_path, fields, message):
 
 
 def test_an_unconditional_model_cannot_be_guided_by_its_classes(tmp_path, monkeypatch):
-  nobody = dataclasses.replace(models.load('digits'), num_classes=0)
+  nobody = dataclasses.replace(models.load('digits_exact'), num_classes=0)
   monkeypatch.setattr(models, 'load', lambda name: nobody)
   with pytest.raises(ValueError, match='must have a model of classes, got the unconditional digit'):
     get_plan(tmp_path / 'out', **{**FREE, 'labels': 'none'}, guidance__method='classifier_free')
@@ -185,7 +186,7 @@ def test_adaptive_steps_are_counted_by_image(tmp_path):
 
 def test_learned_variance_lies_between_the_fixed_ones(tmp_path):
   """v = -1 is the small one, v = 1 the large one: the same samples as with these."""
-  run = {**FREE, 'model__name': 'digits_exact', 'solver__name': 'ddpm'}
+  run = {**FREE, 'solver__name': 'ddpm'}
   with pytest.raises(ValueError, match="'learned' must have a model that learned one, got digits_"):
     get_plan(tmp_path / 'no', **run, solver__variance='learned')
   for v, name in ((-1.0, 'fixed_small'), (1.0, 'fixed_large')):

@@ -1,0 +1,116 @@
+"""Solvers on the bundled model: what `python main.py --mode=compare` finds, as a page.
+
+  python -m benchmarks.compare           runs what is missing of it in out/compare, and prints it
+  python -m benchmarks.compare --write   also writes the section and the plots into benchmarks/
+
+The page that people want to look at is out/compare/index.html.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+from benchmarks.report import write_section
+from configs import default
+from engine import compare, comparison, orders, progress
+
+HERE = pathlib.Path(__file__).parent
+TITLE = 'Comparison on the bundled model'
+
+
+def main() -> None:
+  """Runs, prints, and writes the section with --write."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+  parser.add_argument('--write', action='store_true', help='write README.md and the plots here')
+  parser.add_argument('--workdir', default='out/compare', help='folder of the comparison')
+  arguments = parser.parse_args()
+  folder = pathlib.Path(arguments.workdir)
+  compare.run(compare.plan(default.get_config(), arguments.workdir), progress.choose(False))
+  text = render(json.loads((folder / comparison.JSON).read_text()))
+  print(text)
+  if arguments.write:
+    for name in ('error', 'distance'):
+      shutil.copy(folder / f'{name}.png', HERE / f'compare_{name}.png')
+    write_section(TITLE, text)
+
+
+def render(report: dict) -> str:
+  """Returns a report as Markdown.
+
+  Args:
+    report: the content of compare.json.
+  """
+  reference, frechet = report['reference'], report['frechet']
+  budgets = sorted({cell['nfe'] for cell in report['cells']})
+  return f'''`python -m benchmarks.compare --write` makes this section from what `python main.py
+--mode=compare` measures, and writes to `out/compare/index.html`: {report['count']} seeds
+({report['seeds']}) for every cell. Root-mean-square distance per pixel to the solution of the
+probability-flow ODE from the same latents ({reference['description']}, {reference['nfe']}
+evaluations, error below {reference['error']:.0e}), and {frechet['name']}:
+{frechet['description']}. As many real digits, drawn at random, are at {frechet['floor']:.2f}.
+A blank: no such number of evaluations.
+
+On the common schedule, {report['cells'][0]['setting']['schedule']}, with usual options:
+
+{_table(report, budgets, 'rms', 'common')}
+
+Every solver on the best of its settings, which the first seeds choose by that distance:
+
+{_table(report, budgets, 'rms', 'best')}
+
+{frechet['name']} of the same cells, with the {100 * frechet['level']:g} % interval of the lowest:
+
+{_table(report, budgets, 'frechet', 'best')}
+
+{_winners(report, budgets)}
+
+![Distance to the reference solution](compare_error.png)
+
+![{frechet['name']}](compare_distance.png)
+'''
+
+
+def _table(report, budgets, field, which):
+  """A row per solver; the lowest of a column is bold."""
+  rows = {}
+  for cell in report['cells']:
+    if cell[which] and cell[field] is not None:
+      rows.setdefault(cell['solver'], {})[cell['nfe']] = cell
+  lowest = {nfe: min((row[nfe][field] for row in rows.values() if nfe in row), default=None)
+            for nfe in budgets}
+
+  def text(row, nfe):
+    if nfe not in row:
+      return ''
+    value = row[nfe][field]
+    number = f'{value:.2g}' if field == 'rms' else f'{value:.2f}'
+    if value != lowest[nfe]:
+      return number
+    interval = ' [{:.2f}, {:.2f}]'.format(*row[nfe][f'{field}_interval'])
+    return f'**{number}**{interval if field == "frechet" else ""}'
+  lines = [f'| solver | {" | ".join(f"NFE {nfe}" for nfe in budgets)} | order |',
+           '|---' * (len(budgets) + 2) + '|']
+  for solver, row in rows.items():
+    order = report['orders'].get(solver)
+    shown = f'{order["order"]:.1f}' if order and field == 'rms' and which == 'common' else ''
+    lines.append(f'| {solver} | {" | ".join(text(row, nfe) for nfe in budgets)} | {shown} |')
+  if field != 'rms' or which != 'common':
+    lines = [line.rpartition('|')[0].rpartition('|')[0] + '|' for line in lines]
+  return '\n'.join(lines)
+
+
+def _winners(report, budgets):
+  """What to take at each number of evaluations."""
+  lines = []
+  for nfe in budgets:
+    row = [cell for cell in report['cells'] if cell['nfe'] == nfe and cell['rms'] is not None]
+    first = min(row, key=lambda cell: cell['rms'])
+    options = orders.setting(first['options'])
+    name = f'{first["solver"]}{f" ({options})" if options else ""}'
+    lines.append(f'{nfe}: `{name}` on {first["setting"]["schedule"]}')
+  return f'Nearest to the reference solution, by evaluations: {"; ".join(lines)}.'
+
+
+if __name__ == '__main__':
+  main()

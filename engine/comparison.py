@@ -1,0 +1,197 @@
+"""The files of a comparison: what was measured, and the report made of it.
+
+run.json says which comparison it is. search/ has a file per setting, cells/ a file and a strip of
+images per cell, each whole or not there. From them the report is made anew by each run:
+compare.json, compare.csv, error.png, distance.png and index.html.
+"""
+
+import csv
+import io
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine import cells as cells_lib, compare_plots, files, identity, orders, page
+
+CELLS, SEARCH, REFERENCE = 'cells', 'search', 'reference'
+PAGE, JSON, CSV = 'index.html', 'compare.json', 'compare.csv'
+
+_SIDE = 128  # Of shown images, at most.
+FORMAT = 1
+"""Version of compare.json."""
+
+COLUMNS = ('id', 'solver', 'options', 'schedule', 'num_steps', 'nfe', 'rms', 'rms_low', 'rms_high',
+           'frechet', 'frechet_low', 'frechet_high', 'seconds', 'images_per_second',
+           'network_seconds', 'common', 'best', 'note', 'command')
+"""Of compare.csv."""
+
+
+def begin(folder: pathlib.Path, now: dict[str, Any]) -> None:
+  """Makes a checked folder ready, which may hold the same comparison in any state.
+
+  Args:
+    folder: the workdir.
+    now: the identity of the comparison.
+
+  Raises:
+    OSError: if something cannot be written.
+  """
+  for part in (folder, folder / CELLS, folder / SEARCH):
+    part.mkdir(exist_ok=True)
+    files.remove_partial(part)
+  if not (folder / identity.NAME).exists():
+    identity.write(folder, now)
+
+
+def write_search(folder: pathlib.Path, cell: cells_lib.Cell,
+                 errors: dict[str, float | None]) -> None:
+  """Writes what the search found of two settings: number of evaluations -> RMS distance.
+
+  Earlier numbers of the same settings stay.
+  """
+  name = f'{cells_lib.file_name(cell.solver, cell.schedule)}.json'
+  before = identity.read_json(folder / SEARCH / name) or {'rms': {}}
+  identity.write_json(folder / SEARCH / name, {
+      'name': cell.solver.name, 'solver': cell.solver.text, 'schedule': cell.schedule.text,
+      'rms': {**before['rms'], **errors}})
+
+
+def read_search(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns what `write_search` wrote, in the order of the files' names."""
+  return [identity.read_json(path) for path in sorted((folder / SEARCH).glob('*.json'))]
+
+
+def best(search: Sequence[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, str]]:
+  """Returns (solver, evaluations) -> texts of the two settings that came nearest.
+
+  Args:
+    search: as `read_search` returns it.
+  """
+  found = {}
+  for row in search:
+    for nfe, error in row['rms'].items():
+      key = row['name'], int(nfe)
+      if error is not None and (key not in found or error < found[key][0]):
+        found[key] = error, (row['solver'], row['schedule'])
+  return {key: settings for key, (_, settings) in found.items()}
+
+
+def write_cell(folder: pathlib.Path, record: dict[str, Any], strip: bytes) -> None:
+  """Writes what was measured of a cell, its images first: a record that is there has its strip."""
+  with files.replacing(folder / CELLS / f'{record["id"]}.png') as file:
+    file.write(strip)
+  identity.write_json(folder / CELLS / f'{record["id"]}.json', record)
+
+
+def read_cells(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the records of all cells, in the order of the files' names."""
+  return [identity.read_json(path) for path in sorted((folder / CELLS).glob('*.json'))]
+
+
+def strip(images: np.ndarray) -> bytes:
+  """Returns images side by side as a PNG file, large ones made smaller.
+
+  Args:
+    images: uint8 (n, height, width, 1 or 3).
+  """
+  row = np.concatenate(list(images), axis=1)
+  picture = Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row)
+  longest = max(images.shape[1:3])
+  if longest > _SIDE:
+    size = (round(picture.width * _SIDE / longest), round(picture.height * _SIDE / longest))
+    picture = picture.resize(size, Image.Resampling.LANCZOS)
+  encoded = io.BytesIO()
+  picture.save(encoded, format='png')
+  return encoded.getvalue()
+
+
+def report(folder: pathlib.Path, common: Sequence[cells_lib.Cell], *, reference: dict[str, Any],
+           **about: Any) -> dict[str, Any]:
+  """Returns all that is known of a comparison, those cells included that earlier runs measured.
+
+  Args:
+    folder: the workdir.
+    common: cells at the common setting of the solvers that this run compares.
+    reference: of the reference solution, with its 'error'.
+    **about: further fields.
+
+  Returns:
+    Plain values, the content of compare.json.
+  """
+  chosen = best(read_search(folder))
+  firsts = {cell.solver.name: cell.solver.text for cell in common}
+  cells = read_cells(folder)
+  for cell in cells:
+    name, setting = cell['solver'], cell['setting']
+    # A run may name another setting first than an earlier one did.
+    cell['common'] &= firsts.get(name, setting['solver']) == setting['solver']
+    cell['best'] = (setting['solver'], setting['schedule']) == chosen.get((name, cell['nfe']))
+    cell['strip'] = cell['id']
+  by_frechet = {}
+  for cell in cells:
+    if cell['draws'] and cell['frechet'] is not None:
+      by_frechet.setdefault((cell['solver'], cell['nfe']), []).append(cell)
+  for group in by_frechet.values():
+    min(group, key=lambda cell: cell['frechet'])['best'] = True
+  order = [*firsts, *sorted({cell['solver'] for cell in cells} - firsts.keys())]
+  cells.sort(key=lambda cell: (order.index(cell['solver']), cell['nfe'], not cell['common'],
+                               cell['id']))
+  return {'format': FORMAT, **about, 'reference': reference, 'cells': cells,
+          'orders': orders.of_cells(cells, reference['error']), 'search': read_search(folder)}
+
+
+def write(folder: pathlib.Path, made: dict[str, Any], reference: bytes) -> None:
+  """Writes a report as JSON, as a table, as plots and as a page.
+
+  Args:
+    folder: the workdir.
+    made: what `report` returns.
+    reference: strip of the reference solution.
+
+  Raises:
+    OSError: if a file cannot be written.
+  """
+  strips = {cell['id']: (folder / CELLS / f'{cell["id"]}.png').read_bytes()
+            for cell in made['cells']}
+  compare_plots.write(folder, made)
+  page_text = page.render(made, {**strips, REFERENCE: reference}, compare_plots.panels(made))
+  table = io.StringIO()
+  writer = csv.DictWriter(table, COLUMNS, extrasaction='ignore')
+  writer.writeheader()
+  for cell in made['cells']:
+    writer.writerow({**cell, 'schedule': cell['setting']['schedule'],
+                     'options': orders.setting(cell['options']),
+                     **{f'{name}_{end}': bound for name in ('rms', 'frechet')
+                        for end, bound in zip(('low', 'high'), cell[f'{name}_interval'] or ('', ''),
+                                              strict=True)}})
+  for name, text in ((CSV, table.getvalue()), (PAGE, page_text),
+                     (JSON, json.dumps(made, indent=1) + '\n')):
+    with files.replacing(folder / name) as file:
+      file.write(text.encode())
+
+
+def summary(folder: pathlib.Path, made: dict[str, Any], refused: Sequence[str]) -> str:
+  """Returns the best cells by number of evaluations, for the terminal.
+
+  Args:
+    folder: the workdir.
+    made: what `report` returns.
+    refused: a line for each pair of settings that could not be put together.
+  """
+  reference, frechet = made['reference'], made['frechet']
+  lines = [f'{len(made["cells"])} cells in {folder}, each on {made["count"]} seeds; reference: '
+           f'{reference["description"]}, RMS error below {reference["error"]:.1e}']
+  for nfe in sorted({cell['nfe'] for cell in made['cells']}):
+    row = [cell for cell in made['cells'] if cell['nfe'] == nfe and cell['rms'] is not None]
+    if row:
+      first = min(row, key=lambda cell: cell['rms'])
+      judged = f', {frechet["name"]} {first["frechet"]:.4g}' if first['frechet'] else ''
+      lines.append(f'  NFE {nfe:3d}: {first["setting"]["solver"]} on '
+                   f'{first["setting"]["schedule"]}, RMS {first["rms"]:.3g}{judged}')
+  if refused:
+    lines.append(f'  left out: {len(refused)} pairs of settings, such as {refused[0]}')
+  return '\n'.join([*lines, f'  see {folder / PAGE}'])

@@ -1,0 +1,73 @@
+"""What a comparison consists of."""
+
+import numpy as np
+import pytest
+
+import models
+import samplers
+from configs import default
+from engine import cells
+
+
+def plan(**fields):
+  config = default.get_config()
+  for name, value in fields.items():
+    group = config.schedule if name.startswith('sigma') else config.compare
+    group[name] = value
+  return cells.plan(config, models.load('digits_exact'))
+
+
+def test_every_solver_has_the_evaluations_that_it_can_do():
+  found, refused = plan(solvers='euler; heun; euler(afs=True, denoise_to_zero=True)',
+                        schedules='polynomial; edm', nfe='3,1,4')
+  assert {(cell.solver.text, cell.schedule.name, cell.nfe, cell.num_steps) for cell in found} == {
+      *[('euler', schedule, nfe, nfe) for schedule in ('polynomial', 'edm') for nfe in (1, 3, 4)],
+      ('heun', 'polynomial', 4, 2),  # Two evaluations for each step,
+      ('heun', 'edm', 1, 1), ('heun', 'edm', 3, 2),  # one for a step to 0.
+      # The first evaluation is free and one is added, but a grid ending in 0 has nowhere to add.
+      *[('euler(afs=True, denoise_to_zero=True)', 'polynomial', nfe, nfe) for nfe in (1, 3, 4)]}
+  line, = refused
+  assert line.startswith('euler(afs=True, denoise_to_zero=True) on edm: ') and '\n' not in line
+  for cell in found:
+    table = samplers.make(cell.solver.name, cell.sigmas, **cell.solver.options)
+    assert table.nfe == cell.nfe and np.array_equal(table.mix, cell.run.arrays.mix)
+  assert len({cell.id for cell in found}) == len(found)
+
+
+def test_the_common_cell_is_the_first_of_each_solver_on_the_first_schedule():
+  found, _ = plan(solvers='dpmpp(max_order=3|2); euler', schedules='logsnr; polynomial(rho=7)',
+                  nfe='5')
+  assert [(cell.solver.text, cell.schedule.text) for cell in found if cell.common] == [
+      ('dpmpp(max_order=3)', 'logsnr'), ('euler', 'logsnr')]
+
+
+def test_a_range_given_for_the_schedule_is_that_of_all_cells():
+  found, _ = plan(solvers='euler', schedules='polynomial; logsnr', nfe='4', sigma_max=10.0,
+                  sigma_min=0.1)
+  for cell in found:
+    np.testing.assert_allclose(cell.sigmas[[0, -1]], [10, 0.1])
+
+
+def test_a_record_tells_how_to_make_the_samples_again():
+  found, _ = plan(solvers='dpmpp(max_order=2)', schedules='polynomial(rho=5)', nfe='6')
+  record = cells.record(found[0], {'seeds': '0-3', 'model.path': 'a folder'})
+  assert record['id'] == 'dpmpp_max_order=2-polynomial_rho=5-6'
+  assert record['config'] == {
+      'seeds': '0-3', 'model.path': 'a folder', 'solver.name': 'dpmpp', 'solver.max_order': 2,
+      'schedule.name': 'polynomial', 'schedule.rho': 5.0, 'schedule.num_steps': 6}
+  assert "'--config.model.path=a folder'" in record['command']
+  assert record['command'].endswith(f' --workdir=out/{record["id"]}')
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'nfe': '3,three'}, "config.compare.nfe: must be different integers from 1 to 1000, .* got"),
+    ({'nfe': '3,3'}, "must be different integers .* got '3,3'; such as"),
+    ({'nfe': '0'}, "must be different integers from 1 to 1000, .* got '0'"),
+    ({'solvers': 'heun', 'nfe': '3'}, 'every solver must have a cell, got 3 for heun, which can'),
+    ({'solvers': 'dpm_adaptive'}, 'solvers must be tables, whose evaluations are known, got dpm_'),
+    ({'solvers': 'dpmpp(max_order=9)'}, 'every solver must have a cell, got dpmpp.max_order=9. on'),
+    ({'schedules': 'polynom'}, "unknown schedule 'polynom'; did you mean polynomial")])
+def test_what_cannot_be_compared_is_one_line(fields, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    plan(**fields)
+  assert '\n' not in str(caught.value)
