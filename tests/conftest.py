@@ -1,4 +1,4 @@
-"""One compilation cache for the whole session, and the 64-bit mode of numerical tests."""
+"""One compilation cache for the whole session, less optimization, and the 64-bit mode."""
 
 import os
 
@@ -21,6 +21,21 @@ def compilation_cache(tmp_path_factory):
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
     yield
+
+
+@pytest.fixture(scope='module')
+def little_optimization():
+  """Compiles with little optimization, here and in processes that are started from here.
+
+  For modules whose programs take far longer to compile than to run, and whose tests hold for any
+  order of sums. Programs are what they were; only XLA's and LLVM's costly passes are left out.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()  # Other modules compile in full what they share with this one.
 
 
 @pytest.fixture

@@ -18,10 +18,22 @@ from tests.engine.test_convert import convert
 from tests.models import test_adm_nets, test_edm_nets
 from tests.test_main import run_main
 
+pytestmark = pytest.mark.usefixtures('little_optimization')
+
 PICKLES = reference.GOLDEN / 'edm_pickles'
 NETS = reference.GOLDEN / 'adm_nets'
 KWARGS = {case['id']: case.get('kwargs')
           for case in json.loads((NETS / 'manifest.json').read_text())['cases']}
+
+
+SMALL = {'seeds': '0-1', 'batch_size': 2, 'schedule.num_steps': 2}
+
+
+def sample(model, workdir):
+  """Samples two images of a converted model."""
+  config = default.get_config()
+  config.update_from_flattened_dict({**SMALL, 'model.path': str(model), 'labels': 'random'})
+  generate.run(generate.plan(config, str(workdir)))
 
 
 def module(tensors):
@@ -66,11 +78,7 @@ def test_every_preconditioning_of_edm_is_converted_and_sampled(name, tmp_path):
                                                     np.float32(arrays['sigma']))
     bound = 4 * case['max_abs_float32_minus_float64']['D']  # As in test_edm_nets.
     assert abs(np.float64(denoised) - arrays['D_f64']).max() < bound
-  config = default.get_config()
-  config.model.path = str(tmp_path / 'model')
-  config.update_from_flattened_dict({
-      'seeds': '0-1', 'batch_size': 2, 'schedule.num_steps': 2, 'labels': 'random'})
-  generate.run(generate.plan(config, str(tmp_path / 'out')))
+  sample(tmp_path / 'model', tmp_path / 'out')
   manifest = json.loads((tmp_path / 'out' / 'manifest.json').read_text())
   assert manifest['model']['source']['sha256'] == containers.read(source).sha256
   with Image.open(tmp_path / 'out' / '000001.png') as picture:
@@ -78,28 +86,32 @@ def test_every_preconditioning_of_edm_is_converted_and_sampled(name, tmp_path):
 
 
 def test_adm_in_both_containers_with_and_without_guidance(tmp_path):
-  for name in ('adm_uncond_ssn_updown', 'adm_plain_conv_resample', 'cls_attention'):
+  """The classifier and the guided run as a user would, the others by what main.py calls."""
+  names = 'adm_uncond_ssn_updown', 'adm_plain_conv_resample', 'cls_attention'
+  for name in names:
     (tmp_path / f'{name}.pt').write_bytes(lzma.decompress((NETS / f'{name}.pt.xz').read_bytes()))
     (tmp_path / f'{name}.json').write_text(json.dumps(KWARGS[name]))
-    result = run_main(tmp_path, '--mode=convert', f'--workdir={name}',
-                      f'--config.convert.source={name}.pt',
-                      f'--config.convert.architecture={name}.json')
-    assert result.returncode == 0, result.stderr
+  for name in names[:2]:
+    convert(tmp_path / f'{name}.pt', tmp_path / name, architecture=str(tmp_path / f'{name}.json'))
+  result = run_main(tmp_path, '--mode=convert', '--workdir=cls_attention',
+                    '--config.convert.source=cls_attention.pt',
+                    '--config.convert.architecture=cls_attention.json')
+  assert result.returncode == 0, result.stderr
   kinds = {containers.read(tmp_path / f'{name}.pt').container
            for name in ('adm_uncond_ssn_updown', 'adm_plain_conv_resample')}
   assert kinds == {'torch_zip', 'torch_legacy'}
-  small = ('--config.seeds=0-1', '--config.batch_size=2', '--config.schedule.num_steps=2')
-  runs = {'plain': ['--config.model.path=adm_plain_conv_resample'],
-          'unguided': ['--config.model.path=adm_uncond_ssn_updown'],
-          'guided': ['--config.model.path=adm_uncond_ssn_updown', '--config.limit=clip',
-                     '--config.guidance.classifier=cls_attention', '--config.guidance.scale=3',
-                     '--config.labels=7']}
-  for workdir, flags in runs.items():
-    result = run_main(tmp_path, *small, *flags, f'--workdir={workdir}')
-    assert result.returncode == 0, result.stderr
+  for workdir, name in (('plain', names[1]), ('unguided', names[0])):
+    sample(tmp_path / name, tmp_path / workdir)
+  result = run_main(
+      tmp_path, *(f'--config.{field}={value}' for field, value in SMALL.items()),
+      '--config.model.path=adm_uncond_ssn_updown', '--config.limit=clip', '--config.labels=7',
+      '--config.guidance.classifier=cls_attention', '--config.guidance.scale=3',
+      '--workdir=guided')
+  assert result.returncode == 0, result.stderr
   manifest = json.loads((tmp_path / 'guided' / 'manifest.json').read_text())
   assert manifest['labels'] == [7, 7] and manifest['guidance']['classifier'] == 'cls_attention'
-  pictures = [(tmp_path / workdir / '000000.png').read_bytes() for workdir in runs]
+  pictures = [(tmp_path / workdir / '000000.png').read_bytes()
+              for workdir in ('plain', 'unguided', 'guided')]
   assert len(set(pictures)) == 3
 
 
