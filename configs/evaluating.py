@@ -15,7 +15,7 @@ def get_group() -> ml_collections.ConfigDict:
   # Inception's model directory, made by --mode=convert. None: the bundled classifier of digits.
   evaluate.network = config_dict.placeholder(str)
   # How images are resized and scaled for Inception, a key of evaluation.extractors.PIPELINES. None:
-  # 'edm' for statistics in EDM's layout, else 'tf1'.
+  # that of statistics of ours; 'edm' for statistics in EDM's layout, else 'tf1'.
   evaluate.pipeline = config_dict.placeholder(str)
   # Names, 'fid,is': fid, sfid, is, kid, precision_recall, density_coverage, lpips, clip.
   # None: of the first four, those that reference and network allow, and the last two where what

@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import pathlib
 import time
+import zipfile
+import zlib
 from typing import Any
 
 import ml_collections
@@ -135,7 +137,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
 
   Raises:
     FloatingPointError: if a state is not finite.
-    OSError: if a file cannot be written.
+    OSError: if a file cannot be written, or one of an earlier run is damaged.
   """
   started = time.perf_counter()
   parts = plan.folder / _PARTS
@@ -143,11 +145,11 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     files.remove_partial(folder)
   if not (plan.folder / identity_lib.NAME).exists():
     identity_lib.write(plan.folder, plan.identity)
-  earlier = identity_lib.read_json(plan.folder / _MANIFEST)
+  earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'summary'))
   if earlier and earlier['seeds'] == plan.seeds.tolist():
     return f'nothing to do: {_say(plan, earlier["summary"])}'
   parts.mkdir(exist_ok=True)
-  there = np.isin(plan.seeds, [seed for seed, _, _ in _list(parts)])
+  there = np.isin(plan.seeds, _list(parts))
   seconds = {'compile': 0.0, 'sample': 0.0}
   if not there.all():
     seconds = _measure(plan, np.flatnonzero(~there), parts, progress)
@@ -239,19 +241,27 @@ def _measure(plan, missing, parts, progress):
 
 
 def _list(parts):
-  """(seed, file, place in it) of all that was computed so far."""
-  for file in sorted(parts.glob('*.npz')):
-    with np.load(file) as arrays:
-      yield from ((seed, file, place) for place, seed in enumerate(arrays['seeds'].tolist()))
+  """Seeds of all that was computed so far."""
+  return [seed for file in sorted(parts.glob('*.npz')) for seed in _load(file, ['seeds'])['seeds']]
+
+
+def _load(file, names=None):
+  """Arrays of a part, all or those of these names."""
+  try:
+    with file.open('rb') as opened, np.load(opened, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in (names or arrays.files)}
+  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
+          zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
+    raise OSError(f'analyze: {file} must be what a run wrote, got something else; delete it and '
+                  'start the same command again') from error
 
 
 def _read(parts, seeds):
   """name -> numbers of all images in the order of the seeds."""
   found = {}
   for file in sorted(parts.glob('*.npz')):
-    with np.load(file) as arrays:
-      for name in arrays.files:
-        found.setdefault(name, []).append(arrays[name])
+    for name, array in _load(file).items():
+      found.setdefault(name, []).append(array)
   found = {name: np.concatenate(some) for name, some in found.items()}
   place = {seed: index for index, seed in enumerate(found.pop('seeds').tolist())}
   order = [place[seed] for seed in seeds]

@@ -56,7 +56,23 @@ def file_name(*parts: settings.Setting) -> str:
   return '-'.join(re.sub(r'[^\w.=-]+', '_', part.text).strip('_') for part in parts)
 
 
-def plan(config: ml_collections.ConfigDict, model: models.Model) -> tuple[list[Cell], list[str]]:
+class Cells(NamedTuple):
+  """What a config asks to compare.
+
+  Attributes:
+    cells: all of them.
+    refused: a line for each pair of settings that cannot be put together.
+    schedule: text of the common schedule.
+    firsts: name of a solver -> texts of its common settings of solver and schedule.
+  """
+
+  cells: list[Cell]
+  refused: list[str]
+  schedule: str
+  firsts: dict[str, tuple[str, str]]
+
+
+def plan(config: ml_collections.ConfigDict, model: models.Model) -> Cells:
   """Resolves the lists of config.compare.
 
   Args:
@@ -64,7 +80,7 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> tuple[list[C
     model: to be sampled from.
 
   Returns:
-    The cells, and one line for each pair of settings that cannot be put together.
+    The Cells.
 
   Raises:
     ValueError: if a list is not as configs/comparing.py says, or a solver can do no cell.
@@ -95,7 +111,9 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> tuple[list[C
       got = reasons[0] if reasons else f'{own.nfe} for {name}, which can do none of them'
       raise ValueError(f'config.compare.solvers: every solver must have a cell, got {got}; change '
                        'config.compare.nfe or take the solver out')
-  return cells, refused
+  schedule = schedule_settings[0].text
+  return Cells(cells, refused, schedule,
+               {name: (solver.text, schedule) for name, solver in firsts.items()})
 
 
 def _row(config, model, solver, schedule, budgets, counts, common):

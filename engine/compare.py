@@ -10,6 +10,7 @@ A workdir may be asked for more: cells that are there stay, on the same page.
 
 import dataclasses
 import pathlib
+import time
 from typing import Any
 
 import ml_collections
@@ -18,6 +19,7 @@ import numpy as np
 from engine import (
   cells as cells_lib,
   comparison,
+  devices,
   exact,
   files,
   generate,
@@ -41,8 +43,7 @@ class Plan:
   """A comparison with nothing left to decide.
 
   Attributes:
-    cells: to be compared.
-    refused: a line for each pair of settings that cannot be put together.
+    asked: what is compared.
     trial: seeds, model and program.
     sigma_min: last level of the reference solution.
     sigma_max: first level of all cells.
@@ -57,8 +58,7 @@ class Plan:
     folder: the workdir.
   """
 
-  cells: list[cells_lib.Cell]
-  refused: list[str]
+  asked: cells_lib.Cells
   trial: trial_lib.Trial
   sigma_min: float
   sigma_max: float
@@ -95,8 +95,10 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   model = resolve.model(config.model)
   seeds = seeds_lib.parse(own.seeds)
   _check_numbers(own, len(seeds))
-  cells, refused = cells_lib.plan(config, model)
-  guide = guides.plan(config.guidance, model, {'name': 'heun'}, cells[0].sigmas)
+  asked = cells_lib.plan(config, model)
+  cells = asked.cells
+  guide = guides.plan(config.guidance, model, {'name': 'heun'},
+                      max((cell.sigmas for cell in cells), key=max))
   num_classes = guide.num_classes if guide else model.num_classes
   labels = resolve.labels(config, seeds, num_classes, None, model.image_shape)
   if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
@@ -112,9 +114,11 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   sigma_min = config.schedule.sigma_min or model.sigma_min
   sigma_max = config.schedule.sigma_max or model.sigma_max
   identity = {
-      'mode': 'compare',
+      'mode': 'compare', 'format': comparison.FORMAT,
+      # Times of two machines, or of two batch sizes, do not compare.
+      'machine': {'devices': _machine(), 'batch_size': batch_size},
       'config': {'seeds': own.seeds, 'search': own.search, 'shown': own.shown,
-                 'common': cells[0].schedule.text, 'tolerance': own.tolerance,
+                 'common': asked.schedule, 'tolerance': own.tolerance,
                  'resamples': own.resamples, 'sigma_min': sigma_min, 'sigma_max': sigma_max,
                  'limit': config.limit, 'noise': config.noise, 'labels': str(config.labels),
                  'seeds_from': config.seeds_from, 'uint8_rule': config.output.uint8_rule},
@@ -127,7 +131,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                      f' without {identity_lib.NAME}; choose another --workdir')
   files.check_folder(workdir)
   return Plan(
-      cells=cells, refused=refused, trial=trial, sigma_min=sigma_min, sigma_max=sigma_max,
+      asked=asked, trial=trial, sigma_min=sigma_min, sigma_max=sigma_max,
       search=own.search, shown=own.shown, tolerance=own.tolerance, resamples=own.resamples,
       quality=quality, uint8_rule=config.output.uint8_rule,
       flags=_shared_flags(config, guide is not None), identity=identity, folder=folder)
@@ -148,70 +152,84 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     OSError: if a file cannot be written.
   """
   folder = plan.folder
+  started = time.perf_counter()
   comparison.begin(folder, plan.identity)
-  with progress('compiling', 1, 'program') as advance:
-    seconds = trial_lib.seconds_per_evaluation(plan.trial)
-    advance()
   solution = _solution(plan, progress)
+  own = plan.quality and plan.quality.resample(_pixels(plan, solution.end), plan.resamples)
   _search(plan, solution, progress)
   best = comparison.best(comparison.read_search(folder))
-  due = [cell for cell in plan.cells
-         if cell.common or cell.draws or (cell.solver.text, cell.schedule.text) == best.get(
+  due = [cell for cell in plan.asked.cells
+         if cell.common or (cell.solver.text, cell.schedule.text) == best.get(
              (cell.solver.name, cell.nfe))]
   measured = {cell['id'] for cell in comparison.read_cells(folder)}
   missing = [cell for cell in due if cell.id not in measured]
+  if missing:
+    seconds = _seconds(plan, missing, progress)
   with progress('measuring', len(due), 'cells', done=len(due) - len(missing)) as advance:
     for cell in missing:
-      record, samples = _measure(plan, cell, solution, seconds)
+      record, samples = _measure(plan, cell, solution, own, seconds)
       comparison.write_cell(folder, record, _strip(plan, samples))
       advance()
-  report = _report(plan, solution)
+  report = _report(plan, solution, own) | {
+      'run': {'cells': len(missing), 'seconds': time.perf_counter() - started}}
   comparison.write(folder, report, _strip(plan, solution.end))
-  return comparison.summary(folder, report, plan.refused)
+  return comparison.summary(folder, report, plan.asked.refused)
 
 
 def _solution(plan, progress):
-  """The reference solution, computed once."""
+  """The reference solution, refined until it is good enough; each refinement is kept."""
   path = plan.folder / _REFERENCE
-  try:
-    with np.load(path, allow_pickle=False) as stored:
-      return exact.Solution(stored['end'], stored['zero'], float(stored['error']),
-                            int(stored['num_steps']), int(stored['nfe']))
-  except FileNotFoundError:
-    solution = exact.solve(plan.trial, plan.sigma_min, plan.sigma_max, plan.tolerance, progress)
-  with files.replacing(path) as file:
-    np.savez(file, **solution._asdict())
+  solution = comparison.read_solution(path)
+  done = solution.num_steps if solution else 0
+  with progress('reference solution', exact.LAST, 'steps', done=done) as advance:
+    while not exact.is_enough(solution, plan.tolerance):
+      solution = exact.refine(plan.trial, plan.sigma_min, plan.sigma_max, solution)
+      with files.replacing(path) as file:
+        np.savez(file, **solution._asdict())
+      advance(solution.num_steps - done, error=f'{solution.error:.1e}')
+      done = solution.num_steps
   return solution
 
 
+def _seconds(plan, missing, progress):
+  """Seconds of one evaluation for all seeds; every program that is timed later is compiled here."""
+  with progress('timing', 1, 'program') as advance:
+    for cell in {cell.run.splits: cell for cell in missing}.values():
+      _sample(plan, cell, 1)
+    seconds = trial_lib.seconds_per_evaluation(plan.trial)
+    advance()
+  return seconds
+
+
 def _search(plan, solution, progress):
-  """Tries all settings without noise on some seeds; those with noise are judged on all of them."""
+  """Tries all settings on some seeds: by distance, those with noise by their images."""
   rows = {}
-  for cell in plan.cells:
-    if not cell.draws:
-      rows.setdefault((cell.solver.text, cell.schedule.text), []).append(cell)
+  for cell in plan.asked.cells:
+    rows.setdefault((cell.solver.text, cell.schedule.text), []).append(cell)
   known = {(row['solver'], row['schedule'], nfe)
-           for row in comparison.read_search(plan.folder) for nfe in row['rms']}
+           for row in comparison.read_search(plan.folder) for nfe in row['scores']}
   due = [row for row in rows.values() if any(
       (cell.solver.text, cell.schedule.text, str(cell.nfe)) not in known for cell in row)]
   with progress('searching', len(rows), 'settings', done=len(rows) - len(due)) as advance:
     for row in due:
-      errors = {}
-      for cell in row:
-        samples, _ = _sample(plan, cell, plan.search)
-        errors[str(cell.nfe)] = _rms(plan, cell, samples, solution)
-      comparison.write_search(plan.folder, row[0], errors)
+      scores = {str(cell.nfe): _score(plan, cell, solution) for cell in row}
+      comparison.write_search(plan.folder, row[0], scores)
       advance()
+
+
+def _score(plan, cell, solution):
+  """What the search goes by, the lower the better; None where there is nothing to go by."""
+  samples, _ = _sample(plan, cell, plan.search)
+  if not cell.draws:
+    errors = _errors(plan, cell, samples, solution)
+    return None if errors is None else exact.rms(errors)
+  if plan.quality is None or not np.isfinite(samples).all():
+    return None
+  return plan.quality.resample(_pixels(plan, samples), 1).estimate
 
 
 def _sample(plan, cell, count):
   return plan.trial.run([cell.run.arrays], cell.sigmas[0], count, splits=cell.run.splits)
-
-
-def _rms(plan, cell, samples, solution):
-  """Distance to where the latents should end; None where that is not known."""
-  errors = _errors(plan, cell, samples, solution)
-  return None if errors is None else exact.rms(errors)
 
 
 def _errors(plan, cell, samples, solution):
@@ -228,7 +246,11 @@ def _errors(plan, cell, samples, solution):
   return np.sqrt(difference.mean((1, 2, 3)))
 
 
-def _measure(plan, cell, solution, per_evaluation):
+def _pixels(plan, samples):
+  return images.to_uint8(samples, plan.uint8_rule)
+
+
+def _measure(plan, cell, solution, own, per_evaluation):
   """One cell on all seeds: its record, and the samples."""
   count = len(plan.trial.seeds)
   samples, seconds = _sample(plan, cell, count)
@@ -236,10 +258,9 @@ def _measure(plan, cell, solution, per_evaluation):
   finite = np.isfinite(samples).all(axis=(1, 2, 3))
   record = cells_lib.record(cell, plan.flags)
   record['rms'], record['rms_interval'] = quality_lib.root_mean_square(errors, plan.resamples)
-  record['frechet'] = record['frechet_interval'] = None
+  record |= dict.fromkeys(('frechet', 'frechet_interval', 'frechet_gap', 'frechet_gap_interval'))
   if plan.quality and finite.all():
-    pixels = images.to_uint8(samples, plan.uint8_rule)
-    record['frechet'], record['frechet_interval'] = plan.quality.distance(pixels, plan.resamples)
+    record |= plan.quality.judge(_pixels(plan, samples), own, plan.resamples)
   if not finite.all():
     record['note'] = f'{np.sum(~finite)} of {count} samples are not finite'
   record |= {'seconds': seconds, 'images_per_second': count / seconds,
@@ -250,34 +271,40 @@ def _measure(plan, cell, solution, per_evaluation):
 def _strip(plan, samples):
   """The first samples side by side, as PNG."""
   shown = np.nan_to_num(samples[:plan.shown], nan=-1.0, posinf=1.0, neginf=-1.0)
-  return comparison.strip(images.to_uint8(shown, plan.uint8_rule))
+  return comparison.strip(_pixels(plan, shown))
 
 
-def _report(plan, solution):
+def _report(plan, solution, own):
   """All that compare.json says."""
   trial, model = plan.trial, plan.trial.model
   about = generate.describe(model)
   settings = {'limit': trial.limit, 'labels': plan.identity['config']['labels'],
               'guidance': trial.guide.text if trial.guide else 'none',
               'levels': f'from {plan.sigma_max:g} to {plan.sigma_min:g}',
-              'search': f'each setting without noise on the first {plan.search} seeds, those with '
-                        'noise on all',
+              'search': f'the first {plan.search} seeds, by the distance to the reference '
+                        'solution, for solvers with noise by the Frechet distance',
               'images per call': str(trial.batch_size)}
   return comparison.report(
-      plan.folder, [cell for cell in plan.cells if cell.common],
+      plan.folder, plan.asked.firsts,
       title=f'Solvers on {model.name}',
       model={'name': model.name, 'sha256': model.sha256, 'image_shape': list(model.image_shape)},
       seeds=plan.identity['config']['seeds'], count=len(trial.seeds),
       shown_seeds=trial.seeds[:plan.shown].tolist(),
-      machine={'device': f'{about["devices"]["count"]} x {about["devices"]["kind"]}',
+      machine={'device': _machine(),
                'versions': about['versions']},
       reference={
           'description': f'{exact.SOLVER} of order {exact.OPTIONS["order"]} on {exact.SCHEDULE}, '
                          f'{solution.num_steps} steps',
-          'nfe': solution.nfe, 'error': solution.error, 'strip': comparison.REFERENCE},
+          'nfe': solution.nfe, 'error': solution.error, 'strip': comparison.REFERENCE,
+          'converged': solution.error <= plan.tolerance},
       frechet=plan.quality and {**plan.quality.describe(), 'resamples': plan.resamples,
-                                'floor': plan.quality.floor(len(trial.seeds))},
+                                'floor': plan.quality.floor(len(trial.seeds)),
+                                'solution': own.estimate},
       settings=settings)
+
+
+def _machine():
+  return f'{devices.count()} x {devices.kind()}'
 
 
 def _shared_flags(config, guided):

@@ -9,23 +9,26 @@ import csv
 import io
 import json
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from engine import cells as cells_lib, compare_plots, files, identity, orders, page
+from engine import cells as cells_lib, compare_plots, exact, files, identity, orders, page
 
 CELLS, SEARCH, REFERENCE = 'cells', 'search', 'reference'
 PAGE, JSON, CSV = 'index.html', 'compare.json', 'compare.csv'
 
 _SIDE = 128  # Of shown images, at most.
 FORMAT = 1
-"""Version of compare.json."""
+"""Version of compare.json and of the files behind it."""
 
 COLUMNS = ('id', 'solver', 'options', 'schedule', 'num_steps', 'nfe', 'rms', 'rms_low', 'rms_high',
-           'frechet', 'frechet_low', 'frechet_high', 'seconds', 'images_per_second',
+           'frechet', 'frechet_low', 'frechet_high', 'frechet_gap', 'frechet_gap_low',
+           'frechet_gap_high', 'seconds', 'images_per_second',
            'network_seconds', 'common', 'best', 'note', 'command')
 """Of compare.csv."""
 
@@ -40,29 +43,48 @@ def begin(folder: pathlib.Path, now: dict[str, Any]) -> None:
   Raises:
     OSError: if something cannot be written.
   """
+  if not (folder / identity.NAME).exists():  # Before anything that would be somebody's without.
+    identity.write(folder, now)
   for part in (folder, folder / CELLS, folder / SEARCH):
     part.mkdir(exist_ok=True)
     files.remove_partial(part)
-  if not (folder / identity.NAME).exists():
-    identity.write(folder, now)
 
 
 def write_search(folder: pathlib.Path, cell: cells_lib.Cell,
-                 errors: dict[str, float | None]) -> None:
-  """Writes what the search found of two settings: number of evaluations -> RMS distance.
+                 scores: dict[str, float | None]) -> None:
+  """Writes what the search found of two settings: evaluations -> score, the lower the better.
 
   Earlier numbers of the same settings stay.
   """
   name = f'{cells_lib.file_name(cell.solver, cell.schedule)}.json'
-  before = identity.read_json(folder / SEARCH / name) or {'rms': {}}
+  before = identity.read_result(folder / SEARCH / name, ['scores']) or {'scores': {}}
   identity.write_json(folder / SEARCH / name, {
       'name': cell.solver.name, 'solver': cell.solver.text, 'schedule': cell.schedule.text,
-      'rms': {**before['rms'], **errors}})
+      'by': 'frechet' if cell.draws else 'rms', 'scores': {**before['scores'], **scores}})
 
 
 def read_search(folder: pathlib.Path) -> list[dict[str, Any]]:
   """Returns what `write_search` wrote, in the order of the files' names."""
-  return [identity.read_json(path) for path in sorted((folder / SEARCH).glob('*.json'))]
+  return [identity.read_result(path, ('name', 'solver', 'schedule', 'scores'))
+          for path in sorted((folder / SEARCH).glob('*.json'))]
+
+
+def read_solution(path: pathlib.Path) -> exact.Solution | None:
+  """Returns the stored reference solution, None if there is none.
+
+  Raises:
+    OSError: if the file is damaged.
+  """
+  try:
+    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
+      return exact.Solution(**{
+          name: stored[name] if name in ('end', 'zero') else stored[name].item()
+          for name in exact.Solution._fields})
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise OSError(f'compare: {path} must be a reference solution, got {type(error).__name__}; '
+                  'delete it and start the same command again') from None
 
 
 def best(search: Sequence[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, str]]:
@@ -73,10 +95,10 @@ def best(search: Sequence[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, s
   """
   found = {}
   for row in search:
-    for nfe, error in row['rms'].items():
+    for nfe, score in row['scores'].items():
       key = row['name'], int(nfe)
-      if error is not None and (key not in found or error < found[key][0]):
-        found[key] = error, (row['solver'], row['schedule'])
+      if score is not None and (key not in found or score < found[key][0]):
+        found[key] = score, (row['solver'], row['schedule'])
   return {key: settings for key, (_, settings) in found.items()}
 
 
@@ -89,7 +111,8 @@ def write_cell(folder: pathlib.Path, record: dict[str, Any], strip: bytes) -> No
 
 def read_cells(folder: pathlib.Path) -> list[dict[str, Any]]:
   """Returns the records of all cells, in the order of the files' names."""
-  return [identity.read_json(path) for path in sorted((folder / CELLS).glob('*.json'))]
+  return [identity.read_result(path, ('id', 'setting', 'frechet_gap_interval', 'command'))
+          for path in sorted((folder / CELLS).glob('*.json'))]
 
 
 def strip(images: np.ndarray) -> bytes:
@@ -109,13 +132,13 @@ def strip(images: np.ndarray) -> bytes:
   return encoded.getvalue()
 
 
-def report(folder: pathlib.Path, common: Sequence[cells_lib.Cell], *, reference: dict[str, Any],
-           **about: Any) -> dict[str, Any]:
+def report(folder: pathlib.Path, firsts: dict[str, tuple[str, str]], *,
+           reference: dict[str, Any], **about: Any) -> dict[str, Any]:
   """Returns all that is known of a comparison, those cells included that earlier runs measured.
 
   Args:
     folder: the workdir.
-    common: cells at the common setting of the solvers that this run compares.
+    firsts: common settings of the solvers that this run compares, as in cells.Cells.
     reference: of the reference solution, with its 'error'.
     **about: further fields.
 
@@ -123,20 +146,14 @@ def report(folder: pathlib.Path, common: Sequence[cells_lib.Cell], *, reference:
     Plain values, the content of compare.json.
   """
   chosen = best(read_search(folder))
-  firsts = {cell.solver.name: cell.solver.text for cell in common}
   cells = read_cells(folder)
   for cell in cells:
     name, setting = cell['solver'], cell['setting']
-    # A run may name another setting first than an earlier one did.
-    cell['common'] &= firsts.get(name, setting['solver']) == setting['solver']
-    cell['best'] = (setting['solver'], setting['schedule']) == chosen.get((name, cell['nfe']))
+    texts = setting['solver'], setting['schedule']
+    if name in firsts:  # Another setting may have been named first by an earlier run.
+      cell['common'] = texts == firsts[name]
+    cell['best'] = texts == chosen.get((name, cell['nfe']))
     cell['strip'] = cell['id']
-  by_frechet = {}
-  for cell in cells:
-    if cell['draws'] and cell['frechet'] is not None:
-      by_frechet.setdefault((cell['solver'], cell['nfe']), []).append(cell)
-  for group in by_frechet.values():
-    min(group, key=lambda cell: cell['frechet'])['best'] = True
   order = [*firsts, *sorted({cell['solver'] for cell in cells} - firsts.keys())]
   cells.sort(key=lambda cell: (order.index(cell['solver']), cell['nfe'], not cell['common'],
                                cell['id']))
@@ -165,7 +182,7 @@ def write(folder: pathlib.Path, made: dict[str, Any], reference: bytes) -> None:
   for cell in made['cells']:
     writer.writerow({**cell, 'schedule': cell['setting']['schedule'],
                      'options': orders.setting(cell['options']),
-                     **{f'{name}_{end}': bound for name in ('rms', 'frechet')
+                     **{f'{name}_{end}': bound for name in ('rms', 'frechet', 'frechet_gap')
                         for end, bound in zip(('low', 'high'), cell[f'{name}_interval'] or ('', ''),
                                               strict=True)}})
   for name, text in ((CSV, table.getvalue()), (PAGE, page_text),
@@ -175,7 +192,7 @@ def write(folder: pathlib.Path, made: dict[str, Any], reference: bytes) -> None:
 
 
 def summary(folder: pathlib.Path, made: dict[str, Any], refused: Sequence[str]) -> str:
-  """Returns the best cells by number of evaluations, for the terminal.
+  """Returns the page's short answer and the cells nearest to the reference, for the terminal.
 
   Args:
     folder: the workdir.
@@ -184,7 +201,12 @@ def summary(folder: pathlib.Path, made: dict[str, Any], refused: Sequence[str]) 
   """
   reference, frechet = made['reference'], made['frechet']
   lines = [f'{len(made["cells"])} cells in {folder}, each on {made["count"]} seeds; reference: '
-           f'{reference["description"]}, RMS error below {reference["error"]:.1e}']
+           f'{reference["description"]}, RMS error about {reference["error"]:.1e}'
+           + ('' if reference['converged'] else ', ABOVE THE TOLERANCE')]
+  chosen = page.recommended(made['cells'])
+  if chosen:
+    lines.append(f'  short answer: {chosen["setting"]["solver"]} on '
+                 f'{chosen["setting"]["schedule"]} at NFE {chosen["nfe"]}')
   for nfe in sorted({cell['nfe'] for cell in made['cells']}):
     row = [cell for cell in made['cells'] if cell['nfe'] == nfe and cell['rms'] is not None]
     if row:

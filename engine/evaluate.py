@@ -38,7 +38,9 @@ from evaluation import (
 from samplers import checks
 
 _RESULT, _FEATURES = 'evaluate.json', 'features'
+_SAME = 'config', 'found', 'inputs'  # Of a Plan: where they are as they were, so are the numbers.
 _LAYOUTS = 'edm', 'adm'
+_OF = {'network': 'network', 'sha256': 'network of SHA-256', 'name': 'pipeline'}
 _KEPT_IMAGES = 10_000  # That statistics in ADM's layout hold at most, as the published ones do.
 
 
@@ -70,6 +72,7 @@ class Plan:
     metrics: keys of measures.METRICS.
     jobs: features to compute, by the names of measures.Sets.features.
     embed_texts: () -> embeddings of the prompts, or None.
+    inputs: name -> SHA-256 of what single metrics read besides, so that it may change.
     batch_size: images per call, over all devices.
     share: which of how many machines this is.
     folder: the workdir, which exists and can be written to.
@@ -84,6 +87,7 @@ class Plan:
   metrics: tuple[str, ...]
   jobs: Mapping[str, Job]
   embed_texts: Callable[[], np.ndarray] | None
+  inputs: dict[str, str]
   batch_size: int
   share: tuple[int, int]
   folder: pathlib.Path
@@ -141,24 +145,27 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
 
   def job(extractor, some):
     return Job(features_lib.plan(extractor, some, top), extractor, some)
-  jobs, embed_texts = {}, None
+  jobs, embed_texts, inputs = {}, None, {}
   if own:
     jobs['images'] = job(_extractor(network, pipeline, own), images)
     check_dims(reference, jobs['images'].extractor)
   if others:
     jobs['reference'] = job(_extractor(network, pipeline, others), reference.images)
   if 'lpips' in metrics:
-    extractor = pairs.lpips_extractor(models.load_features(group.lpips_network))
+    lpips = models.load_features(group.lpips_network)
+    extractor, inputs['lpips_network'] = pairs.lpips_extractor(lpips), lpips.sha256
     jobs['pairs'] = job(extractor, pairs.image_pairs(images, reference.images))
   if 'clip' in metrics:
     clip = models.load_features(group.clip_network)
     jobs['clip'] = job(pairs.clip_extractor(clip), images)
     ids = pairs.read_prompts(group.prompts, group.tokenizer, images.count, clip.module.context)
     embed_texts = functools.partial(clip_score.embed_texts, clip, ids)
+    inputs |= {'clip_network': clip.sha256, 'prompts': hashlib.sha256(
+        np.asarray(ids, '<i4').tobytes()).hexdigest()}
   folder = files.check_folder(workdir)
   return Plan(config=given, identity=identity, images=images, recipe=recipe, found=found,
               reference=reference, metrics=metrics, jobs=jobs, embed_texts=embed_texts,
-              batch_size=batch_size, share=share, folder=folder)
+              inputs=inputs, batch_size=batch_size, share=share, folder=folder)
 
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
@@ -176,12 +183,13 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     OSError: if an image is damaged, or a file cannot be written.
   """
   started = time.perf_counter()
-  files.remove_partial(plan.folder)
+  if plan.share == (0, 1):  # Else what looks left behind may be another machine's work.
+    files.remove_partial(plan.folder)
   if not (plan.folder / identity_lib.NAME).exists():
     identity_lib.write(plan.folder, plan.identity)
-  earlier = identity_lib.read_json(plan.folder / _RESULT)
+  earlier = identity_lib.read_result(plan.folder / _RESULT, ('config', 'found', 'metrics'))
   target = plan.config.get('write_reference')
-  if earlier and (earlier['config'], earlier['found']) == (plan.config, plan.found) and (
+  if earlier and all(earlier.get(name) == getattr(plan, name) for name in _SAME) and (
       target is None or pathlib.Path(target).exists()):
     return f'nothing to do: {_say(plan, earlier["metrics"])}'
   for job in plan.jobs.values():
@@ -209,6 +217,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
                          'pipeline': _pipeline_of(plan.jobs[measures.METRICS[name].source])}
                   for name, values in numbers.items()},
       'recipe': _plain(plan.recipe), 'found': plan.found,
+      'inputs': plan.inputs,
       'images': {'path': plan.images.path, 'count': plan.images.count,
                  'shape': list(plan.images.shape), 'digest': plan.images.digest},
       'reference': plan.reference and {
@@ -306,19 +315,23 @@ def _check_counts(metrics, images, reference):
 
 def choose_pipeline(name: str | None, reference: measures.Reference | None,
                     small: bool) -> str | None:
-  """Returns the input pipeline of Inception: as given, else that of the reference's layout.
+  """Returns the input pipeline of Inception: as given, else as the reference or its layout tells.
 
   Raises:
-    ValueError: if one is given for digits, whose network has none.
+    ValueError: if one is given for digits, whose network has none, or another than the reference's.
   """
   if small:
     if name is not None:
       raise ValueError(f'config.evaluate.pipeline: must be left out for digits, got {name!r}; it '
                        'is for Inception, so give config.evaluate.network too')
     return None
-  if name is not None:
-    return name
   statistics = reference and reference.statistics
+  recorded = statistics and statistics.recipe and statistics.recipe['pipeline'].get('name')
+  if recorded and name not in (None, recorded):
+    raise ValueError(f'config.evaluate.pipeline: must be {recorded!r} as that of the statistics in '
+                     f'{reference.name}, got {name!r}; leave it out')
+  if name or recorded:
+    return name or recorded
   return 'edm' if statistics is not None and statistics.mu_s is None else 'tf1'
 
 
@@ -332,9 +345,15 @@ def _extractor(network, pipeline, layers):
 
 
 def check_dims(reference: measures.Reference | None, extractor: extractors.Extractor) -> None:
-  """Raises ValueError if published statistics are of other features than an extractor's."""
+  """Raises ValueError if statistics are of other features than an extractor's."""
   if reference is None or reference.statistics is None:
     return
+  recorded = (reference.statistics.recipe or {}).get('pipeline', {})
+  for name in ('network', 'sha256', 'name'):
+    if recorded and recorded.get(name) != extractor.pipeline.get(name):
+      raise ValueError(f'config.evaluate.reference: statistics must be of the {_OF[name]} '
+                       f'{extractor.pipeline.get(name)}, got {recorded.get(name)} in '
+                       f'{reference.name}; give those of the same network')
   wanted = extractor.dims.get('pool'), extractor.dims.get('spatial')
   for dim, mu in zip(wanted, (reference.statistics.mu, reference.statistics.mu_s), strict=True):
     if dim is not None and mu is not None and len(mu) != dim:
@@ -345,11 +364,12 @@ def check_dims(reference: measures.Reference | None, extractor: extractors.Extra
 
 def _find(group, recipe, reference, full):
   """What departs from the protocol of the reference."""
-  name, shape = None, None
+  name, shape, rule = None, None, None
   if reference:
-    name = reference.name
-    shape = reference.images.shape if reference.images else None
-  protocol = recipe_lib.protocol(name, shape, full)
+    name, told = reference.name, (reference.statistics and reference.statistics.recipe) or {}
+    shape = reference.images.shape if reference.images else told.get('shape')
+    rule = told.get('uint8')
+  protocol = recipe_lib.protocol(name, shape, full, rule)
   if group.count is not None:
     if not checks.is_integer(group.count) or group.count < 1:
       raise ValueError(f'config.evaluate.count: must be an integer above 0, got {group.count}; '
@@ -377,8 +397,10 @@ def _write_reference(plan, target):
   pool = own['pool']
   statistics_lib.write(target, statistics_lib.Statistics(
       mu=pool.mean, sigma=moments.covariance(pool), mu_s=spatial and spatial.mean,
-      sigma_s=spatial and moments.covariance(spatial), images=pictures, num_images=pool.count),
-      layout)
+      sigma_s=spatial and moments.covariance(spatial), images=pictures, num_images=pool.count,
+      recipe={'features': plan.jobs['images'].extractor.name,
+              'pipeline': _pipeline_of(plan.jobs['images']), 'shape': list(plan.images.shape),
+              'count': pool.count, 'uint8': plan.recipe.uint8}), layout)
 
 
 def _pipeline_of(job):
@@ -399,30 +421,12 @@ def _recipe_line(plan):
 
 def _say(plan, numbers):
   """A line per metric, the first with the recipe."""
-  lines = [_line(plan, name, values) for name, values in numbers.items()]
+  lines = [measures.describe(name, values, plan.jobs[measures.METRICS[name].source].extractor.name)
+           for name, values in numbers.items()]
   if (target := plan.config.get('write_reference')) is not None:
     lines.append(f'statistics of {plan.images.count:,} images in {target}')
   lines[0] = f'{lines[0]} ({_recipe_line(plan)})'
   return '\n'.join([*lines, f'see {_RESULT} in {plan.folder}'])
-
-
-def _line(plan, name, values):
-  metric = measures.METRICS[name]
-  title, network = metric.title, plan.jobs[metric.source].extractor.name
-  if metric.source == 'images' and network != 'inception':
-    title = {'fid': 'FD', 'kid': 'KD'}.get(name, title) + f'-{network}'
-  if 'value' not in values:
-    return f'{title} {" and ".join(_number(values[key]) for key in _keys(values))}'
-  spread = f' +- {_number(values["std"])}' if 'std' in values else ''
-  return f'{title} {_number(values["value"])}{spread}'
-
-
-def _keys(values):
-  return [key for key in ('precision', 'recall', 'density', 'coverage') if key in values]
-
-
-def _number(value):
-  return f'{value:.4g}' if abs(value) < 1 else f'{value:.3f}'
 
 
 def _plain(recipe):

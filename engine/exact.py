@@ -5,15 +5,16 @@ from typing import NamedTuple
 import numpy as np
 
 import samplers
-from engine import progress as progress_lib, trial as trial_lib
+from engine import trial as trial_lib
 
 SOLVER = 'etd'
 OPTIONS = {'order': 3}
 SCHEDULE = 'polynomial'
 SLOTS = samplers.make(SOLVER, [3.0, 2.0], **OPTIONS).mix.shape[1]
-_FIRST, _LAST = 16, 1024  # Steps of the coarsest and the finest grid.
+LAST = 1024  # Steps of the finest grid.
+_FIRST = 8  # Of the coarsest.
 _CALLS = 3  # Of the network in a step.
-_SAFE = 2**2 - 1
+_MOST = 3.0  # Of r - 1, see `refine`.
 
 
 class Solution(NamedTuple):
@@ -22,58 +23,61 @@ class Solution(NamedTuple):
   Attributes:
     end: at the lowest level, float32 (n, height, width, channels).
     zero: at level 0, one denoising step below.
-    error: RMS per pixel, an upper estimate.
+    difference: RMS distance per pixel to the solution on half as many steps; infinite at first.
+    error: RMS per pixel, estimated.
     num_steps: of the grid.
-    nfe: evaluations of the network on that grid.
   """
 
   end: np.ndarray
   zero: np.ndarray
+  difference: float
   error: float
   num_steps: int
-  nfe: int
+
+  @property
+  def nfe(self) -> int:
+    """Evaluations of the network on the grid."""
+    return _CALLS * self.num_steps
 
 
-def solve(trial: trial_lib.Trial, sigma_min: float, sigma_max: float, tolerance: float,
-          progress: progress_lib.Progress) -> Solution:
-  """Refines a grid until that moves the samples no longer.
+def is_enough(solution: Solution | None, tolerance: float) -> bool:
+  """Says whether a solution need not, or cannot, be refined."""
+  return solution is not None and (
+      solution.error <= tolerance or solution.num_steps >= LAST)
 
-  Exponential Runge-Kutta of order 3, on twice the steps each time. Where its order shows, the
-  distance between the last two solutions is 2^3 - 1 times the error of the finer one. A third of
-  it is stated, as if the order were 2: an upper estimate, also where the order is not reached yet.
+
+def refine(trial: trial_lib.Trial, sigma_min: float, sigma_max: float,
+           coarse: Solution | None) -> Solution:
+  """Solves on twice as many steps, by an exponential Runge-Kutta method of order 3.
+
+  The error is told by how much that moves the samples, d. Where the step before has moved them by
+  r d, halving the steps divides the error by r, and d / (r - 1) is left. Of r - 1, no less than 1
+  and no more than 3 counts, though it is 7 where the order shows: an upper estimate.
 
   Args:
     trial: seeds and program; its tables have 3 rows or more.
     sigma_min: last level, above 0.
     sigma_max: first level.
-    tolerance: of the stated error, RMS per pixel in model units.
-    progress: how to show progress.
+    coarse: the solution to refine; None: the first.
 
   Returns:
-    The Solution, on the finest grid tried: its error is above the tolerance only where the last
-    grid was not enough.
+    The Solution.
 
   Raises:
     FloatingPointError: if a sample is not finite.
   """
-  sizes = [_FIRST * 2**i for i in range(int(np.log2(_LAST // _FIRST)) + 1)]
-  before, error = None, float('inf')
-  with progress('reference solution', sizes[-1], 'steps') as advance:
-    for num_steps in sizes:
-      grid = samplers.schedule(SCHEDULE, num_steps, sigma_min, sigma_max)
-      end, _ = trial.run(_pieces(grid, trial.rows // _CALLS), sigma_max, len(trial.seeds))
-      if not np.isfinite(end).all():
-        raise FloatingPointError('compare: the reference solution must be finite, got a value that '
-                                 'is not; lower config.guidance.scale, or look at the model')
-      error = float('inf') if before is None else rms(end - before) / _SAFE
-      before = end
-      advance(num_steps if num_steps == _FIRST else num_steps // 2, error=f'{error:.1e}')
-      if error <= tolerance:
-        break
-    advance(sizes[-1] - num_steps)
+  num_steps = 2 * coarse.num_steps if coarse else _FIRST
+  grid = samplers.schedule(SCHEDULE, num_steps, sigma_min, sigma_max)
+  end, _ = trial.run(_pieces(grid, trial.rows // _CALLS), sigma_max, len(trial.seeds))
+  if not np.isfinite(end).all():
+    raise FloatingPointError('compare: the reference solution must be finite, got a value that is '
+                             'not; lower config.guidance.scale, or look at the model')
   last = samplers.make('euler', [sigma_min, 0.0])
   zero, _ = trial.run([last], 0, len(trial.seeds), start=end)
-  return Solution(end, zero, error, num_steps, _CALLS * num_steps)
+  difference = rms(end - coarse.end) if coarse else float('inf')
+  falls = coarse.difference / difference - 1 if coarse and difference else _MOST
+  falls = falls if np.isfinite(falls) else 1.0
+  return Solution(end, zero, difference, difference / min(max(falls, 1.0), _MOST), num_steps)
 
 
 def _pieces(grid: np.ndarray, steps: int) -> list[samplers.Table]:

@@ -7,11 +7,13 @@ their own. Moments are merged in the order of the parts, so that they do not dep
 them.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from evaluation import extractors, moments as moments_lib, sources
 
 PART = 1024  # Images; at most so many are computed again after a kill.
 _NAME = 'identity.json'
+_OLD = 3600  # Seconds; to write a part takes far less.
 
 
 class Features(NamedTuple):
@@ -100,12 +103,10 @@ def extract(features: Features, extractor: extractors.Extractor, images: sources
   Raises:
     FloatingPointError: if a feature is not finite; the image is named.
     OSError: if an image is damaged, or a part cannot be written.
-    ValueError: if the folder holds features of something else.
   """
   features.folder.mkdir(parents=True, exist_ok=True)
-  if share == (0, 1):  # Else what looks left behind may be another machine's work.
-    files.remove_partial(features.folder)
-  if not _check(features):
+  _remove_old(features.folder)
+  if not (features.folder / _NAME).exists():  # Else it is this one's: `plan` has seen to that.
     identity_lib.write_json(features.folder / _NAME, features.identity)
   own = seeds_lib.of_share(_num_parts(features), share)
   parts = np.intersect1d(missing(features), own)
@@ -191,13 +192,20 @@ def _program(apply: Callable[..., Any]) -> Callable[[Any, Any], Any]:
   return devices.spread(apply)
 
 
+def _remove_old(folder):
+  """Removes what killed runs left; a younger file may be of a run that shares the folder."""
+  for path in folder.glob('.*.partial'):
+    with contextlib.suppress(FileNotFoundError):
+      if path.stat().st_mtime < time.time() - _OLD:
+        path.unlink()
+
+
 def _check(features):
-  """Whether the folder is there for these features; another one's is refused."""
+  """Refuses a folder of other features."""
   found = identity_lib.read_json(features.folder / _NAME)
   if found is not None and found != json.loads(json.dumps(features.identity)):
     raise ValueError(f'features: {features.folder} must hold features of the same images and '
                      'pipeline, got others; delete it, or choose another config.evaluate.features')
-  return found is not None
 
 
 def _num_parts(features):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from engine import files
@@ -85,6 +86,30 @@ def read_json(file: pathlib.Path) -> dict[str, Any] | None:
   if not isinstance(content, dict):
     raise ValueError(f'workdir: {file} must be what a run wrote, got something else; choose '
                      'another --workdir or delete it')
+  return content
+
+
+def read_result(file: pathlib.Path, fields: Sequence[str]) -> dict[str, Any] | None:
+  """Returns a finished result of ours, None if it is not there.
+
+  Args:
+    file: its path.
+    fields: names that it must have.
+
+  Returns:
+    The object in it.
+
+  Raises:
+    OSError: if it is damaged or holds anything else; unlike a folder of another run, which
+      `read_json` refuses, it can be made again.
+  """
+  try:
+    content = read_json(file)
+  except ValueError:
+    content = {}
+  if content is not None and not set(fields) <= content.keys():
+    raise OSError(f'workdir: {file} must be what a run wrote, got something else; delete it and '
+                  'start the same command again')
   return content
 
 

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from models import digits
 
 _SUFFIXES = '.png', '.jpg', '.jpeg'
+_FORMATS = 'PNG', 'JPEG'  # Whatever a name says: Pillow would start Ghostscript for PostScript.
 _LABEL = re.compile(r'_label_([0-9]+)$')  # As ES-DDPM names its pictures: 000012_label_7.png.
 
 
@@ -90,7 +91,7 @@ def read_picture(field: str, path: pathlib.Path) -> np.ndarray:
     ValueError: if it cannot be read, or is not 8-bit gray or RGB.
   """
   try:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=_FORMATS) as picture:
       mode, pixels = picture.mode, np.asarray(picture)
   except (OSError, UnidentifiedImageError, ValueError, SyntaxError,
           Image.DecompressionBombError) as error:

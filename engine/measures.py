@@ -96,6 +96,29 @@ def measure(name: str, sets: Sets) -> dict[str, float]:
   return numbers
 
 
+def describe(name: str, values: Mapping[str, Any], network: str) -> str:
+  """Returns the numbers of a metric in words, with its title.
+
+  Args:
+    name: a key of METRICS.
+    values: what `measure` returned, perhaps among other fields.
+    network: name of the extractor; a distance by another one than Inception is no FID.
+  """
+  metric = METRICS[name]
+  title = metric.title
+  if metric.source == 'images' and network != 'inception':
+    title = {'fid': 'FD', 'kid': 'KD'}.get(name, title) + f'-{network}'
+  if 'value' not in values:
+    both = [values[key] for key in ('precision', 'recall', 'density', 'coverage') if key in values]
+    return f'{title} {" and ".join(map(_number, both))}'
+  spread = f' +- {_number(values["std"])}' if 'std' in values else ''
+  return f'{title} {_number(values["value"])}{spread}'
+
+
+def _number(value):
+  return f'{value:.4g}' if abs(value) < 1 else f'{value:.3f}'
+
+
 def _frechet(layer):
   def measure(sets):
     if (known := _known(sets.reference, layer)) is not None:
@@ -113,7 +136,7 @@ def _inception_score(sets):
   if _by_size(sets):
     score = inception_score.by_size(logits)
   else:
-    score = inception_score.inception_score(logits, min(10, len(logits)))
+    score = inception_score.inception_score(logits, _num_splits(sets))
   return {'value': score.mean, 'std': score.std}
 
 
@@ -147,7 +170,7 @@ METRICS = MappingProxyType({
     'fid': Metric('FID', 'pool', 'statistics', 2, _frechet('pool')),
     'sfid': Metric('sFID', 'spatial', 'statistics', 2, _frechet('spatial')),
     'is': Metric('IS', 'logits_unbiased', None, 1, _inception_score, lambda sets: {
-        'parts': 'of 5000 in order' if _by_size(sets) else 'ten, shuffled'}),
+        'parts': 'of 5000 in order' if _by_size(sets) else f'{_num_splits(sets)}, shuffled'}),
     'kid': Metric('KID', 'pool', 'images', 2, _kid, lambda sets: {
         'subsets': 100, 'subset_size': _subset(sets)}),
     'precision_recall': Metric('precision and recall', 'pool', 'images', 4, _precision_recall,
@@ -176,6 +199,10 @@ def _pools(sets):
 
 def _subset(sets):
   return min(1000, sets.features['images'].count, sets.reference.images.count)
+
+
+def _num_splits(sets):
+  return min(10, sets.features['images'].count)
 
 
 def _by_size(sets):

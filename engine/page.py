@@ -115,11 +115,17 @@ def _least(cells, field):
 
 
 def _overlap(cell, best):
-  """Whether a cell's Frechet distance may be as low as that of the best cell."""
+  """Whether a cell's Frechet distance may be as low as that of the best cell.
+
+  By the distances above that of the reference solution from the same seeds, where they are known:
+  what the seeds do to all cells alike is not in their intervals.
+  """
   if cell['frechet'] is None:
     return False
-  lower = (cell.get('frechet_interval') or [cell['frechet']])[0]
-  return lower <= (best.get('frechet_interval') or [best['frechet']])[-1]
+  field = 'frechet_gap' if None not in (
+      cell.get('frechet_gap'), best.get('frechet_gap')) else 'frechet'
+  lower = (cell.get(f'{field}_interval') or [cell[field]])[0]
+  return lower <= (best.get(f'{field}_interval') or [best[field]])[-1]
 
 
 def _finite(value):
@@ -200,10 +206,14 @@ def _reason(report, chosen):
   if chosen is best:
     return (f'The lowest {name} of all {len(cells)} cells; none with fewer evaluations has an '
             'interval that reaches it.')
+  paired = best.get('frechet_gap') is not None
+  field = 'frechet_gap' if paired else 'frechet'
   return (f'The fewest evaluations whose {name} cannot be told apart from the lowest of '
-          f'all {len(cells)} cells: the {_percent(frechet)} interval reaches that of '
-          f'{_text(best["solver"])} at NFE {best["nfe"]}, '
-          f'{number(best["frechet"])}{_interval(best.get("frechet_interval"))}.')
+          f'all {len(cells)} cells: '
+          + (f'it is {number(chosen[field])}{_interval(chosen[f"{field}_interval"])} above that of '
+             'the reference solution from the same seeds, and this ' if paired else 'the ')
+          + f'{_percent(frechet)} interval reaches that of {_text(best["solver"])} at NFE '
+          f'{best["nfe"]}, {number(best[field])}{_interval(best.get(f"{field}_interval"))}.')
 
 
 def _percent(frechet):
@@ -294,6 +304,7 @@ def _recipe(report):
     parts.append(_list(frechet['name'], {
         'what': frechet['description'], **frechet['pipeline'],
         'real images': 'not measured' if floor is None else f'{number(floor)} at the same count',
+        'reference solution': number(frechet.get('solution')),
         'intervals': f'{100 * frechet["level"]:g} %, bootstrap over seeds, '
                      f'{frechet["resamples"]} resamples'},
         'The smaller the number of images, the higher the distance: compare at one count alone.'))

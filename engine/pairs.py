@@ -9,12 +9,10 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import models
-from evaluation import clip_score, extractors, sources, tokens
-from models import lpips
+from evaluation import clip_score, extractors, lpips, recipe, sources, tokens
 
 
 def image_pairs(a: sources.ImageSet, b: sources.ImageSet) -> sources.ImageSet:
@@ -28,18 +26,20 @@ def image_pairs(a: sources.ImageSet, b: sources.ImageSet) -> sources.ImageSet:
     An image set of shape (height, width, 6).
 
   Raises:
-    ValueError: if there are not as many of one size in both, or they are of other seeds.
+    ValueError: if there are not as many of one size in both, they are too small, or of other seeds.
   """
   if (a.count, a.shape[:2]) != (b.count, b.shape[:2]):
     raise ValueError('lpips: both sets must have as many images of one size, got '
                      f'{a.count:,} of {a.shape[0]}x{a.shape[1]} in {a.path} and {b.count:,} of '
                      f'{b.shape[0]}x{b.shape[1]} in {b.path}; make both from the same seeds')
-  if a.kind == b.kind == 'workdir':
-    other = next((pair for pair in zip(a.names, b.names, strict=True)
-                  if pathlib.Path(pair[0]).name != pathlib.Path(pair[1]).name), None)
-    if other:
-      raise ValueError(f'lpips: pairs must be of one seed, got {other[0]} in {a.path} beside '
-                       f'{other[1]} in {b.path}; make both from the same seeds')
+  if min(a.shape[:2]) < lpips.SMALLEST:
+    raise ValueError(f'lpips: images must be of at least {lpips.SMALLEST} pixels on a side, got '
+                     f'{a.shape[0]}x{a.shape[1]} in {a.path}; leave lpips out')
+  own, others = _seeds(a), _seeds(b)
+  if own and others and own != others:
+    one, other = next(pair for pair in zip(own, others, strict=True) if pair[0] != pair[1])
+    raise ValueError(f'lpips: pairs must be of one seed, got seed {one} in {a.path} beside seed '
+                     f'{other} in {b.path}; make both from the same seeds')
 
   def take(numbers):
     return np.concatenate([np.broadcast_to(images, (*images.shape[:-1], 3))
@@ -58,8 +58,7 @@ def lpips_extractor(network: models.FeatureNetwork) -> extractors.Extractor:
   _check(network, 'lpips_vgg', 'lpips_network')
   pipeline = {'network': network.name, 'sha256': network.sha256, 'resize': 'none',
               'scaling': 'x / 255', 'layers': ['lpips']}
-  return extractors.Extractor('lpips', pipeline, {'lpips': 1}, _unit_range, network.params,
-                              _distances)
+  return extractors.Extractor('lpips', pipeline, {'lpips': 1}, _both, network.params, _distances)
 
 
 def clip_extractor(network: models.FeatureNetwork) -> extractors.Extractor:
@@ -98,9 +97,11 @@ def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndar
     return ValueError(f'config.evaluate.prompts: must be a text file with a line for each of '
                       f'{count} images, got {got}; write one prompt per line, in their order')
   try:
-    lines = pathlib.Path(path).read_text('utf-8').splitlines()
+    text = pathlib.Path(path).read_bytes().decode()
   except (OSError, UnicodeDecodeError) as error:
     raise wrong(f'{path!r} ({getattr(error, "strerror", None) or "no UTF-8"})') from None
+  # Only these end lines: str.splitlines takes more for an end, which prompts may hold.
+  lines = [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
   if len(lines) != count:
     raise wrong(f'{len(lines)} lines in {path}')
   empty = next((i for i, line in enumerate(lines) if not line.strip()), None)
@@ -109,25 +110,32 @@ def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndar
   return tokens.Tokenizer.load(tokenizer).encode(lines, context)
 
 
+def _seeds(images):
+  """Seed of each image of a run, None of others; pictures have it in their names."""
+  told = None if images.kind == 'bundled' else recipe.read(images)
+  if not told or not told.manifests:
+    return None
+  stems = [pathlib.PurePath(name).stem for name in images.names]
+  if images.names[0].lower().endswith(sources.SUFFIXES):
+    return [int(stem) for stem in stems] if all(map(str.isdigit, stems)) else None
+  return list(told.seeds) if len(told.seeds or ()) == images.count else None
+
+
 def _check(network, name, field):
   if network.name != name:
     raise ValueError(f'config.evaluate.{field}: must be the model directory of {name}, got '
                      f'{network.name}; --mode=convert makes it')
 
 
-def _unit_range(images):
-  return images.astype(np.float32) / np.float32(255)
+def _both(images):
+  return np.concatenate([lpips.prepare(half) for half in np.split(images, 2, -1)], -1)
 
 
 def _distances(params: Any, x: jax.Array) -> dict[str, jax.Array]:
-  with jax.default_matmul_precision('highest'):  # As evaluation.lpips.
-    return {'lpips': lpips.apply(params, x[..., :3], x[..., 3:])[0][:, None]}
+  return {'lpips': lpips.compare(params, x[..., :3], x[..., 3:])[0][:, None]}
 
 
 @functools.cache
 def _embedding(module):
-  def apply(params, x):
-    with jax.default_matmul_precision('highest'):
-      return {'embedding': jnp.asarray(
-          module.apply({'params': params}, x, method='embed_images'), jnp.float32)}
-  return apply
+  embed = clip_score.embedding(module, 'embed_images')
+  return lambda params, x: {'embedding': embed(params, x)}

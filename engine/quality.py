@@ -4,17 +4,16 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 import models
-from engine import evaluate, images
-from evaluation import bootstrap, extractors, frechet, moments
+from engine import batches, devices, evaluate, images
+from evaluation import bootstrap, extractors, moments
 from models import digits
 
 LEVEL = 0.95
-_BATCH = 256  # Images per call.
+_BATCH = 128  # Images per call.
 _DRAWS = 20  # Of real images, for the floor.
 _DIGITS = 8, 8, 3  # Shape of the bundled digits.
 _USUAL = 50_000  # Images behind statistics that do not tell; a covariance stays what it is.
@@ -45,20 +44,41 @@ class Quality:
     return {'name': self.name, 'description': self.description,
             'pipeline': self.extractor.pipeline, 'level': LEVEL}
 
-  def distance(self, pixels: np.ndarray, resamples: int) -> tuple[float, list[float]]:
-    """Returns the distance of images, uint8 (n, height, width, channels), and its interval."""
-    features = extract(self.extractor, pixels)[self.layer]
-    low, high = bootstrap.frechet_interval(features, self.reference, resamples, level=LEVEL)
-    return frechet.of_moments(moments.of(features), self.reference), [low, high]
+  @functools.cached_property
+  def _to_reference(self):
+    return bootstrap.frechet_to(self.reference)
+
+  def resample(self, pixels: np.ndarray, resamples: int) -> bootstrap.Resampled:
+    """Returns the distance of images, uint8 (n, height, width, channels), and of resamples."""
+    return self._to_reference(extract(self.extractor, pixels)[self.layer], resamples)
+
+  def judge(self, pixels: np.ndarray, own: bootstrap.Resampled,
+            resamples: int) -> dict[str, Any]:
+    """Returns distances and their intervals, plain values.
+
+    Args:
+      pixels: the images, uint8 (n, height, width, channels).
+      own: distance of the reference solution from the same seeds.
+      resamples: of the bootstrap, as many as `own` has.
+
+    Returns:
+      'frechet', the distance, 'frechet_gap', how much larger it is than that of the reference
+      solution, and an interval for each.
+    """
+    found = self.resample(pixels, resamples)
+    low, high = found.interval(LEVEL)
+    gap = found.minus(own)
+    return {'frechet': found.estimate, 'frechet_interval': [max(low, 0.0), high],
+            'frechet_gap': gap.estimate, 'frechet_gap_interval': list(gap.interval(LEVEL))}
 
   def floor(self, count: int) -> float | None:
     """Returns the mean distance of as many real images, drawn at random; None where unknown."""
     if self.real is None:
       return None
     rng = np.random.default_rng(0)
-    return float(np.mean([frechet.of_moments(
-        moments.of(self.real[rng.choice(len(self.real), count, replace=count > len(self.real))]),
-        self.reference) for _ in range(_DRAWS)]))
+    return float(np.mean([self._to_reference(
+        self.real[rng.choice(len(self.real), count, replace=count > len(self.real))], 1).estimate
+        for _ in range(_DRAWS)]))
 
 
 def plan(config: ml_collections.ConfigDict, model: models.Model) -> Quality | None:
@@ -91,6 +111,11 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> Quality | No
     raise ValueError('config.evaluate.reference: must be a file of statistics with --mode=compare, '
                      f'got the images {group.reference}; --mode=evaluate makes it, see '
                      'config.evaluate.write_reference')
+  shape = (known.recipe or {}).get('shape')
+  if shape and tuple(shape) != tuple(model.image_shape):
+    raise ValueError(f'config.evaluate.reference: must be of images like those of the model, '
+                     f'{model.image_shape}, got {tuple(shape)} in {reference.name}; give the '
+                     'statistics of its own data')
   extractor = extractors.inception(models.load_features(group.network), evaluate.choose_pipeline(
       group.pipeline, reference, small=False))
   evaluate.check_dims(reference, extractor)
@@ -109,23 +134,29 @@ def _digits():
                  real)
 
 
-def extract(extractor: extractors.Extractor, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def extract(extractor: extractors.Extractor, pixels: np.ndarray,
+            batch_size: int = _BATCH) -> dict[str, np.ndarray]:
   """Returns the features of images in memory.
 
   Args:
     extractor: of the features.
     pixels: uint8 (n, height, width, channels).
+    batch_size: images per call over all devices.
 
   Returns:
     Name -> float32 (n, d).
   """
-  apply = jax.jit(extractor.apply)
-  count = len(pixels)
-  padded = np.concatenate([pixels, np.repeat(pixels[-1:], -count % _BATCH, axis=0)])
-  parts = [apply(extractor.params, extractor.prepare(padded[first:first + _BATCH]))
-           for first in range(0, len(padded), _BATCH)]
-  return {name: np.concatenate([np.asarray(part[name]) for part in parts])[:count]
+  program, params = _program(extractor.apply), devices.replicate(extractor.params)
+  parts = [program(params, devices.split(extractor.prepare(pixels[indices])))
+           for indices in batches.split(np.arange(len(pixels)),
+                                        devices.share_of(batch_size) * devices.count())]
+  return {name: np.concatenate([devices.merge(part[name]) for part in parts])[:len(pixels)]
           for name in extractor.dims}
+
+
+@functools.cache
+def _program(apply):
+  return devices.spread(apply)
 
 
 def root_mean_square(errors: np.ndarray | None,

@@ -5,9 +5,11 @@ scripts of diffusion models report it. A score compares with others of the same 
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evaluation import resize
@@ -107,23 +109,18 @@ def preprocess(images: np.ndarray, size: int) -> np.ndarray:
   return (np.broadcast_to(cut, (*cut.shape[:-1], 3)) - np.float32(clip.MEAN)) / np.float32(clip.STD)
 
 
-def embed_images(network: Network, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-  """Returns embeddings of images.
+def embedding(module: clip.Clip, method: str) -> Callable[[Any, jax.Array], jax.Array]:
+  """Returns apply(params, x) -> embeddings float32 (n, d), pure, to be compiled by the caller.
 
   Args:
-    network: CLIP, as models.load_features gives it.
-    images: as `preprocess`.
-    batch_size: images at a time.
-
-  Returns:
-    float32 (n, d), not normalized.
-
-  Raises:
-    ValueError: if the network is another one, or the images are of another form.
+    module: CLIP.
+    method: 'embed_images', x as `preprocess` returns it, or 'embed_texts', x being ids.
   """
-  _check(network)
-  return _batches(network, 'embed_images', images, batch_size,
-                  lambda part: preprocess(part, network.module.image_size))
+  def embed(params, x):
+    # Products in float32 as such: accelerators would round them to fewer bits.
+    with jax.default_matmul_precision('highest'):
+      return jnp.asarray(module.apply({'params': params}, x, method=method), jnp.float32)
+  return embed
 
 
 def embed_texts(network: Network, ids: np.ndarray, batch_size: int = 64) -> np.ndarray:
@@ -140,7 +137,12 @@ def embed_texts(network: Network, ids: np.ndarray, batch_size: int = 64) -> np.n
   Raises:
     ValueError: if the network is another one, or an id is none of its vocabulary.
   """
-  _check(network)
+  if network.name != 'clip':
+    raise ValueError(f'clip_score: network must be clip, got {network.name}; convert a published '
+                     'CLIP first')
+  if not checks.is_integer(batch_size) or batch_size < 1:
+    raise ValueError('clip_score: batch_size must be an integer of 1 or more, got '
+                     f'{batch_size!r}; 64 is usual')
   ids = np.asarray(ids)
   vocab = network.module.vocab
   if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
@@ -149,34 +151,15 @@ def embed_texts(network: Network, ids: np.ndarray, batch_size: int = 64) -> np.n
   if ids.min() < 0 or ids.max() >= vocab:
     raise ValueError(f'clip_score: ids must be from 0 to {vocab - 1}, got {ids.min()} to '
                      f'{ids.max()}; take the vocabulary of this network')
-  return _batches(network, 'embed_texts', ids.astype(np.int32), batch_size, lambda part: part)
-
-
-def _check(network):
-  if network.name != 'clip':
-    raise ValueError(f'clip_score: network must be clip, got {network.name}; convert a published '
-                     'CLIP first')
-
-
-def _batches(network, method, inputs, batch_size, prepare):
-  """Embeds in batches of one shape: what the last one lacks repeats its last input."""
-  if not checks.is_integer(batch_size) or batch_size < 1:
-    raise ValueError('clip_score: batch_size must be an integer of 1 or more, got '
-                     f'{batch_size!r}; 64 is usual')
-  if not len(inputs):
-    raise ValueError(f'clip_score: {method} must have an input at least, got none; check the set')
-  embed, parts = _compiled(network.module, method), []
-  for start in range(0, len(inputs), batch_size):
-    part = prepare(inputs[start:start + batch_size])
+  embed, parts = _compiled(network.module), []
+  for start in range(0, len(ids), batch_size):
+    part = ids[start:start + batch_size].astype(np.int32)
+    # Batches of one shape: what the last one lacks repeats its last text.
     padded = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-    parts.append(np.asarray(embed(network.params, padded), np.float32)[:len(part)])
+    parts.append(np.asarray(embed(network.params, padded))[:len(part)])
   return np.concatenate(parts)
 
 
 @functools.cache
-def _compiled(module, method):
-  def embed(params, x):
-    # Products in float32 as such: accelerators would round them to fewer bits.
-    with jax.default_matmul_precision('highest'):
-      return module.apply({'params': params}, x, method=method)
-  return jax.jit(embed)
+def _compiled(module):
+  return jax.jit(embedding(module, 'embed_texts'))

@@ -1,7 +1,7 @@
 """LPIPS between pairs of images: batches in, float64 numbers out."""
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from samplers import checks
 
 SFD_SIZE = 224
 """Side that SFD resizes both images to."""
+SMALLEST = lpips.SMALLEST
+"""Least side of images that are not resized."""
 
 
 class Network(Protocol):
@@ -66,22 +68,46 @@ def distance(network: Network, a: np.ndarray, b: np.ndarray, *, replace_pooling:
   _check(a, b)
   parts = []
   for start in range(0, len(a), batch_size):
-    pair = [_prepare(images[start:start + batch_size], batch_size) for images in (a, b)]
+    pair = [_pad(prepare(images[start:start + batch_size]), batch_size) for images in (a, b)]
     parts.append([np.asarray(part, np.float64)[:len(a) - start]
                   for part in _compiled(replace_pooling, size)(network.params, *pair)])
   return Distances(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-@functools.cache
-def _compiled(replace_pooling, size):
-  def apply(params, a, b):
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, a.dtype), params)
-    if size is not None:
-      a, b = lpips.resize(a, size), lpips.resize(b, size)
-    # Products in float32 as such: accelerators would round them to fewer bits.
-    with jax.default_matmul_precision('highest'):
-      return lpips.apply(params, a, b, replace_pooling)
-  return jax.jit(apply)
+def prepare(images: np.ndarray) -> np.ndarray:
+  """Returns what `compare` reads of images.
+
+  Args:
+    images: uint8, or floating-point in [0, 1], (n, height, width, 3 or 1); gray becomes RGB.
+
+  Returns:
+    float32 in [0, 1], float64 for such images, (n, height, width, 3).
+  """
+  wide = images.astype(np.float64 if images.dtype == np.float64 else np.float32)
+  scaled = wide / wide.dtype.type(255) if images.dtype == np.uint8 else wide
+  return np.broadcast_to(scaled, (*scaled.shape[:-1], 3))
+
+
+def compare(params: Any, a: jax.Array, b: jax.Array, replace_pooling: bool = False,
+            size: int | None = None) -> tuple[jax.Array, jax.Array]:
+  """Compares prepared images pair by pair; pure, to be compiled by the caller.
+
+  Args:
+    params: of the network.
+    a: what `prepare` returned.
+    b: like a.
+    replace_pooling: as `distance`.
+    size: as `distance`.
+
+  Returns:
+    (distances (n,), the contribution of each stage (n, 5)).
+  """
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, a.dtype), params)
+  if size is not None:
+    a, b = lpips.resize(a, size), lpips.resize(b, size)
+  # Products in float32 as such: accelerators would round them to fewer bits.
+  with jax.default_matmul_precision('highest'):
+    return lpips.apply(params, a, b, replace_pooling)
 
 
 def _check(a, b):
@@ -102,9 +128,11 @@ def _check(a, b):
         raise ValueError(f'lpips: images must lie in [0, 1], got {low:g} to {high:g}; scale them')
 
 
-def _prepare(images, count):
-  """A batch in [0, 1], in RGB, with `count` images: what is added repeats the last one."""
-  wide = images.astype(np.float64 if images.dtype == np.float64 else np.float32)
-  scaled = wide / wide.dtype.type(255) if images.dtype == np.uint8 else wide
-  scaled = np.broadcast_to(scaled, (*scaled.shape[:-1], 3))
-  return np.pad(scaled, [(0, count - len(scaled)), (0, 0), (0, 0), (0, 0)], mode='edge')
+def _pad(images, count):
+  """A batch with `count` images: what is added repeats the last one."""
+  return np.pad(images, [(0, count - len(images)), (0, 0), (0, 0), (0, 0)], mode='edge')
+
+
+@functools.cache
+def _compiled(replace_pooling, size):
+  return jax.jit(functools.partial(compare, replace_pooling=replace_pooling, size=size))

@@ -34,7 +34,9 @@ _RULES = {'nearest': 'clip(x * 127.5 + 128, 0, 255), truncated',
           'truncate': 'clip((x + 1) * 127.5, 0, 255), truncated'}
 
 # What must agree between runs whose images are taken together; seeds and machines may differ.
-_SAME = 'mode', 'model', 'schedule', 'solver', 'guidance', 'condition', 'input', 'uint8_rule'
+_SAME = ('mode', 'model', 'schedule', 'solver', 'limit', 'seeds_from', 'guidance', 'condition',
+         'input', 'uint8_rule')
+_IN_CONFIG = 'limit', 'seeds_from'  # Of a manifest.
 
 
 class Protocol(NamedTuple):
@@ -104,20 +106,22 @@ _PUBLISHED = MappingProxyType({
 })
 
 
-def protocol(name: str | None, shape: tuple[int, int, int] | None, full: bool) -> Protocol:
+def protocol(name: str | None, shape: Sequence[int] | None, full: bool,
+             uint8: str | None = None) -> Protocol:
   """Returns what a reference expects.
 
   Args:
     name: of its file, known for published statistics; None without a reference.
-    shape: of its images, None where it has none.
+    shape: of its images, (height, width, channels), None where it is not known.
     full: whether a number is expected to be of 50,000 images, as Inception's are.
+    uint8: rule of its bytes where it tells, None: that of its name.
 
   Returns:
     The Protocol.
   """
   side, count, rule = _PUBLISHED.get(name, (None, _FULL if full else None, None))
-  resolution = shape[:2] if shape else (side, side) if side else None
-  return Protocol(count, resolution, 'random', rule)
+  resolution = tuple(shape[:2]) if shape else (side, side) if side else None
+  return Protocol(count, resolution, 'random', uint8 or rule)
 
 
 def read(images: sources.ImageSet) -> Recipe:
@@ -228,9 +232,10 @@ class _Run:
     self.files = set(manifest['files']) if self.listed else set()
     self.stray = None
     if self.listed and run:
+      before, config = ((told.get('config') or {}) for told in (run, manifest))
       pairs = [('model', run.get('model'), manifest.get('model'))] + [
-          (name, (run.get('config') or {}).get(name), manifest.get(name))
-          for name in ('schedule', 'solver')]
+          (name, before.get(name), manifest.get(name)) for name in ('schedule', 'solver')] + [
+              (name, before.get(name), config.get(name)) for name in _IN_CONFIG]
       self.stray = next((name for name, before, now in pairs if before != now), None)
 
 
@@ -289,7 +294,7 @@ def _npz_count(images, runs):
 
 def _told(run, name):
   """A field of a manifest, or of run.json, which has some of them in its config."""
-  if name in ('schedule', 'solver') and not run.listed:
+  if name in _IN_CONFIG or (name in ('schedule', 'solver') and not run.listed):
     return (run.told.get('config') or {}).get(name)
   if name == 'uint8_rule':
     return _rule(run.told)
@@ -335,6 +340,8 @@ def _how(told):
   how = f'{solver.get("name")} on {schedule.get("name")}'
   if isinstance(told.get('nfe'), int):
     how += f' NFE {told["nfe"]}'
+  if config.get('limit', 'none') != 'none':
+    how += f', limit {config["limit"]}'
   if guidance := told.get('guidance'):
     how += f', {guidance.get("method")} guidance {guidance.get("scale")}'
   if condition := told.get('condition'):

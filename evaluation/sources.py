@@ -1,4 +1,4 @@
-"""Image sets as folders, archives and arrays hold them, read in batches of bytes.
+"""Image sets as folders, archives and arrays hold them, read as bytes.
 
   folder   PNG and JPEG files, also in folders below, in the order of their paths
   workdir  of a run of ours: the images alone, in the order of their seeds
@@ -30,6 +30,7 @@ from models import digits as digits_lib
 
 SUFFIXES = '.png', '.jpg', '.jpeg'
 
+_FORMATS = 'PNG', 'JPEG'  # Whatever a name says: Pillow would start Ghostscript for PostScript.
 _THREADS = 8  # That read files; decoding and hashing let go of Python's lock.
 _RUN = frozenset({'run.json', 'manifest.json'})  # One of them says that a run of ours was here.
 _GRID = 'grid.png'  # What such a run writes beside its images.
@@ -129,25 +130,6 @@ def of_arrays(name: str, images: np.ndarray, labels: np.ndarray | None = None) -
                   lambda numbers: images[numbers])
 
 
-def batches(images: ImageSet, size: int, start: int = 0) -> Iterator[np.ndarray]:
-  """Yields the images in order, read ahead in background threads.
-
-  Args:
-    images: the set.
-    size: images per batch, at least 1; the last batch may be smaller.
-    start: number of the first one.
-
-  Yields:
-    uint8 (k, *shape), k <= size.
-
-  Raises:
-    OSError: if an image is damaged; it is named.
-  """
-  firsts = range(start, images.count, size)
-  yield from ahead(images.take, (np.arange(first, min(first + size, images.count))
-                                 for first in firsts))
-
-
 def ahead(read: Callable[[Any], Any], wanted: Iterable[Any], most: int = 4) -> Iterator[Any]:
   """Yields read(some) for every `some` in order, computed in threads before it is asked for.
 
@@ -211,7 +193,7 @@ def _pictures(who, path, kind, names, read, labels):
   def header(name):
     try:
       content = read(name)
-      with Image.open(io.BytesIO(content)) as picture:
+      with Image.open(io.BytesIO(content), formats=_FORMATS) as picture:
         mode, size = picture.mode, picture.size
         picture.verify()  # The checksums of PNG, so that damage is found before the long work.
     except (*_DAMAGED_PICTURE, *_DAMAGED_ARCHIVE) as error:
@@ -237,7 +219,7 @@ def _pictures(who, path, kind, names, read, labels):
   def one(number):
     name = names[number]
     try:
-      with Image.open(io.BytesIO(read(name))) as picture:
+      with Image.open(io.BytesIO(read(name)), formats=_FORMATS) as picture:
         return np.asarray(picture.convert(mode)).reshape(shape)
     except (*_DAMAGED_PICTURE, *_DAMAGED_ARCHIVE) as error:
       raise OSError(_damaged(who, path, name, error)) from None

@@ -6,12 +6,15 @@
   precision and recall only.
 - edm2: a pickle of a dict with num_images, and mu and sigma for each of 'fid', 'fd_dinov2', ...
 
+What --mode=evaluate writes tells its recipe too: a member that other readers pass over.
+
 A file of samples of guided diffusion (.npz: arr_0 uint8 (n, height, width, 3), perhaps arr_1) is
 read as what it is: images without statistics. Nothing in a file is executed: .npz files are read
 without pickle, and in a pickle no name but those of NumPy's arrays stands for anything.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import secrets
@@ -68,6 +71,9 @@ class Statistics(NamedTuple):
     images: of the file, read by `np.asarray(images)`. Beside statistics they are but some of the
       images that those are of.
     num_images: how many images the statistics are of, where the file says so.
+    recipe: how they were made, plain values: 'pipeline', that of the extractor with its 'network'
+      and 'sha256', 'shape', (height, width, channels) of the images, and what else `write` was
+      given; published files have none.
   """
 
   mu: np.ndarray | None
@@ -76,6 +82,7 @@ class Statistics(NamedTuple):
   sigma_s: np.ndarray | None = None
   images: Images | np.ndarray | None = None
   num_images: int | None = None
+  recipe: dict[str, Any] | None = None
 
 
 def read(path: str | os.PathLike[str], metric: str = 'fid') -> Statistics:
@@ -112,8 +119,8 @@ def write(path: str | os.PathLike[str], statistics: Statistics, layout: str = 'e
   Args:
     path: the file, under exactly this name; replaced if it is there.
     statistics: at least mu and sigma. The layout edm has no place for spatial features and images;
-      adm must have the former, and the published evaluator wants images too. num_images goes along
-      in both, where other readers pass it over.
+      adm must have the former, and the published evaluator wants images too. num_images and recipe
+      go along in both, where other readers pass them over.
     layout: 'edm' or 'adm'.
 
   Raises:
@@ -136,6 +143,8 @@ def write(path: str | os.PathLike[str], statistics: Statistics, layout: str = 'e
     _check_images('statistics.write', arrays['arr_0'].dtype, arrays['arr_0'].shape)
   if statistics.num_images is not None:
     arrays['num_images'] = np.int64(statistics.num_images)
+  if statistics.recipe is not None:
+    arrays['recipe'] = np.array(json.dumps(statistics.recipe))
   path = pathlib.Path(path)
   # Another process may be writing the same file: each has a name of its own.
   temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
@@ -148,29 +157,6 @@ def write(path: str | os.PathLike[str], statistics: Statistics, layout: str = 'e
     raise
 
 
-def read_images(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray | None]:
-  """Reads the images of a .npz file of samples or of a virtual reference.
-
-  Args:
-    path: the file.
-
-  Returns:
-    (images uint8 (n, height, width, channels), labels (n,) or None).
-
-  Raises:
-    ValueError: as `read`, or if the file has no images, or another number of labels.
-  """
-  images = read(path).images
-  if images is None:
-    raise ValueError(f'statistics: file must hold images as arr_0, got statistics alone in {path}; '
-                     'give the samples or a virtual reference of guided diffusion')
-  labels = _members(images.path, ('arr_1',))['arr_1'] if images.labelled else None
-  if labels is not None and labels.shape != images.shape[:1]:
-    raise ValueError(f'statistics: arr_1 must be one label per image, {images.shape[:1]}, got '
-                     f'{labels.shape} in {path}; write the file again')
-  return np.asarray(images), labels
-
-
 def _from_npz(path):
   headers = _headers(path)
   images = None
@@ -178,7 +164,8 @@ def _from_npz(path):
     shape, dtype = headers['arr_0']
     _check_images('statistics', dtype, shape, f' in {path}')
     images = Images(path, shape, 'arr_1' in headers)
-  wanted = [name for name in ('mu', 'sigma', 'mu_s', 'sigma_s', 'num_images') if name in headers]
+  wanted = [name for name in ('mu', 'sigma', 'mu_s', 'sigma_s', 'num_images', 'recipe')
+            if name in headers]
   arrays = _members(path, wanted)
   for suffix in '', '_s':
     present = [f'{stem}{suffix}' in arrays for stem in ('mu', 'sigma')]
@@ -188,7 +175,8 @@ def _from_npz(path):
     raise _wrong(path, ', '.join(headers) or 'nothing')
   pairs = [_checked(path, arrays, suffix) if f'mu{suffix}' in arrays else (None, None)
            for suffix in ('', '_s')]
-  return Statistics(*pairs[0], *pairs[1], images, _count(path, arrays.get('num_images')))
+  return Statistics(*pairs[0], *pairs[1], images, _count(path, arrays.get('num_images')),
+                    _recipe(path, arrays.get('recipe')))
 
 
 def _from_pickle(path, metric):
@@ -226,6 +214,22 @@ def _count(path, value):
                      f'{value if checks.is_integer(value) else type(value).__name__} in {path}; '
                      'make the statistics again')
   return int(value)
+
+
+def _recipe(path, array):
+  if array is None:
+    return None
+  try:
+    recipe = json.loads(array.item()) if array.dtype.kind == 'U' else None
+    height, width, channels = recipe['shape']
+    known = isinstance(recipe['pipeline']['sha256'], str) and all(
+        checks.is_integer(size) and size > 0 for size in (height, width, channels))
+  except (ValueError, TypeError, KeyError, RecursionError):  # Of bytes that are none of ours.
+    known = False
+  if not known:
+    raise ValueError('statistics: recipe must be JSON of a pipeline and the shape of images, got '
+                     f'something else in {path}; make the statistics again')
+  return recipe
 
 
 def _check_images(name, dtype, shape, where=''):

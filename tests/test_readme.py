@@ -39,6 +39,15 @@ def test_links_and_installed_files_exist():
   assert len(links) > 8 and [name for name in files if not (ROOT / name).exists()] == []
 
 
+def test_links_into_pages_have_their_headings():
+  anchors = re.findall(r'\]\(([^)#]*)#([^)]+)\)', README)
+  assert anchors
+  for name, anchor in anchors:
+    headings = re.findall(r'^#+ (.*)$', (ROOT / (name or 'README.md')).read_text(), re.MULTILINE)
+    assert anchor in {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-')
+                      for title in headings}, anchor
+
+
 def test_test_command_is_what_a_fresh_environment_runs():
   command, = re.findall(r'^(python3 -m venv .* -m pytest -n 2)$', README, re.MULTILINE)
   assert command in (ROOT / '.ci' / 'run').read_text().splitlines()
@@ -149,7 +158,7 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
   elif values.mode == 'evaluate':
     assert plan.metrics == ('fid', 'kid')
   elif values.mode == 'compare':
-    assert len(plan.cells) > 10 and not plan.refused
+    assert len(plan.asked.cells) > 10 and not plan.asked.refused
   elif values.mode == 'analyze':
     assert plan is not None
   elif values.mode == 'generate':

@@ -1,5 +1,6 @@
 """Trajectory analysis end to end: what is written, resumed and refused."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -25,7 +26,8 @@ def get_config(**fields):
 
 def get_plan(workdir, **overrides):
   fields = {'seeds': '0-4', 'batch_size': 3, 'schedule__num_steps': 3, 'analyze__num_points': 9,
-            'analyze__window': 5, 'analyze__substeps': 12, **overrides}
+            'analyze__window': 5, 'analyze__substeps': 12, 'model__name': 'digits_exact',
+            **overrides}
   return analyze.plan(get_config(**fields), str(workdir))
 
 
@@ -35,7 +37,7 @@ def read(folder):
 
 @pytest.fixture(scope='module', name='whole')
 def _whole(tmp_path_factory):
-  """A finished run of the bundled model."""
+  """A finished run of the exact model."""
   folder = tmp_path_factory.mktemp('whole')
   plan = get_plan(folder, analyze__save_trajectories=True)
   return plan, analyze.run(plan)
@@ -66,7 +68,7 @@ def test_numbers_plots_and_trajectories_are_written(whole):
                              curves['mag_x']['mean'], rtol=1e-5)
 
 
-def test_the_facts_of_the_papers_hold_for_the_bundled_model(whole):
+def test_the_facts_of_the_papers_hold_for_the_exact_model(whole):
   curves = read(whole[0].folder)['over_images']
   assert np.all(np.diff(curves['mag_x']['mean'][:5]) < 0)  # The state shrinks.
   assert curves['mag_denoised']['mean'][-1] > curves['mag_denoised']['mean'][0]
@@ -86,7 +88,7 @@ def test_first_step_of_a_multistep_solver_is_eulers(whole):
 
 def test_a_killed_run_goes_on_and_gives_the_same(whole, tmp_path, monkeypatch):
   monkeypatch.setattr(analyze.analyze_plots, 'write', lambda folder, look: [])  # Seen above.
-  plan = get_plan(tmp_path)
+  plan = dataclasses.replace(whole[0], folder=tmp_path)  # Its programs are compiled already.
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(analyze.batches, 'run', interrupted(analyze.batches.run))
     analyze.run(plan)
@@ -100,6 +102,24 @@ def test_a_killed_run_goes_on_and_gives_the_same(whole, tmp_path, monkeypatch):
   assert not (tmp_path / 'parts').exists()
   monkeypatch.setattr(analyze.batches, 'run', None)
   assert 'nothing to do' in analyze.run(plan)
+
+
+def test_damaged_files_are_named(tmp_path):
+  plan = get_plan(tmp_path, analyze__data=None)
+  (tmp_path / 'parts').mkdir()
+  part = tmp_path / 'parts' / '000000.npz'
+  np.savez(part, seeds=np.arange(5, dtype=np.uint32), x=np.zeros((5, 100)))
+  whole = part.read_bytes()
+  for content in (b'', whole[:30], whole[:-30], b'no zip'):
+    part.write_bytes(content)
+    with pytest.raises(OSError, match='analyze: .*000000.npz must be what a run wrote, .*; delete'):
+      analyze.run(plan)
+  part.write_bytes(whole.replace(bytes(400), bytes(399) + b'!', 1))  # Its start is as it was.
+  with pytest.raises(OSError, match='analyze: .*000000.npz must be what a run wrote, .*; delete'):
+    analyze.run(plan)
+  (tmp_path / 'analysis.json').write_text('{"mode": "anal')
+  with pytest.raises(OSError, match='analysis.json must be what a run wrote, .*; delete it and'):
+    analyze.run(plan)
 
 
 def interrupted(run):
@@ -121,8 +141,7 @@ def test_another_config_is_refused(whole):
 
 
 def test_without_data_and_with_a_grid_that_ends_in_zero(tmp_path):
-  plan = get_plan(tmp_path, analyze__data=None, schedule__name='edm', solver__name='euler',
-                  model__name='digits_exact')
+  plan = get_plan(tmp_path, analyze__data=None, schedule__name='edm', solver__name='euler')
   analyze.run(plan)
   written = read(tmp_path)
   assert written['sigmas'][-1] == 0 and written['step_sigmas'][-1] > 0
@@ -163,7 +182,7 @@ def save(path, *, count=6, shape=(8, 8, 3), labels=None):
 ])
 def test_bad_input(tmp_path, fields, message):
   with pytest.raises(ValueError, match=message) as caught:
-    get_plan(tmp_path / 'out', **{'model__name': 'digits_exact', **fields})
+    get_plan(tmp_path / 'out', **fields)
   assert '\n' not in str(caught.value) and not (tmp_path / 'out').exists()
 
 
@@ -174,8 +193,7 @@ def test_bad_input(tmp_path, fields, message):
 ])
 def test_data_that_does_not_fit(tmp_path, contents, message):
   with pytest.raises(ValueError, match=message):
-    get_plan(tmp_path / 'out', analyze__data=save(tmp_path / 'data.npz', **contents), labels='3',
-             model__name='digits_exact')
+    get_plan(tmp_path / 'out', analyze__data=save(tmp_path / 'data.npz', **contents), labels='3')
   assert not (tmp_path / 'out').exists()
 
 
@@ -188,8 +206,8 @@ def test_classes_of_data_are_numbered_as_they_occur(tmp_path):
 
 def test_auto_takes_the_digits_that_the_model_was_trained_on(tmp_path):
   find = functools.partial(get_plan, analyze__data='auto')
-  assert len(find(tmp_path / 'a').data.images) == 9438  # Seven eighths of the digits in six inks.
-  assert len(find(tmp_path / 'b', model__name='digits_exact').data.images) == len(
-      digits.images()[0])
+  # Seven eighths of the digits in six inks.
+  assert len(find(tmp_path / 'a', model__name='digits').data.images) == 9438
+  assert len(find(tmp_path / 'b').data.images) == len(digits.images()[0])
   assert pathlib.Path(tmp_path / 'a').exists()
   assert 'gaussian_digits' in inputs.GENERATORS  # Refused above: it has no last image.

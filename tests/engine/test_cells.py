@@ -18,7 +18,7 @@ def plan(**fields):
 
 
 def test_every_solver_has_the_evaluations_that_it_can_do():
-  found, refused = plan(solvers='euler; heun; euler(afs=True, denoise_to_zero=True)',
+  found, refused, *_ = plan(solvers='euler; heun; euler(afs=True, denoise_to_zero=True)',
                         schedules='polynomial; edm', nfe='3,1,4')
   assert {(cell.solver.text, cell.schedule.name, cell.nfe, cell.num_steps) for cell in found} == {
       *[('euler', schedule, nfe, nfe) for schedule in ('polynomial', 'edm') for nfe in (1, 3, 4)],
@@ -35,21 +35,21 @@ def test_every_solver_has_the_evaluations_that_it_can_do():
 
 
 def test_the_common_cell_is_the_first_of_each_solver_on_the_first_schedule():
-  found, _ = plan(solvers='dpmpp(max_order=3|2); euler', schedules='logsnr; polynomial(rho=7)',
+  found, *_ = plan(solvers='dpmpp(max_order=3|2); euler', schedules='logsnr; polynomial(rho=7)',
                   nfe='5')
   assert [(cell.solver.text, cell.schedule.text) for cell in found if cell.common] == [
       ('dpmpp(max_order=3)', 'logsnr'), ('euler', 'logsnr')]
 
 
 def test_a_range_given_for_the_schedule_is_that_of_all_cells():
-  found, _ = plan(solvers='euler', schedules='polynomial; logsnr', nfe='4', sigma_max=10.0,
+  found, *_ = plan(solvers='euler', schedules='polynomial; logsnr', nfe='4', sigma_max=10.0,
                   sigma_min=0.1)
   for cell in found:
     np.testing.assert_allclose(cell.sigmas[[0, -1]], [10, 0.1])
 
 
 def test_a_record_tells_how_to_make_the_samples_again():
-  found, _ = plan(solvers='dpmpp(max_order=2)', schedules='polynomial(rho=5)', nfe='6')
+  found, *_ = plan(solvers='dpmpp(max_order=2)', schedules='polynomial(rho=5)', nfe='6')
   record = cells.record(found[0], {'seeds': '0-3', 'model.path': 'a folder'})
   assert record['id'] == 'dpmpp_max_order=2-polynomial_rho=5-6'
   assert record['config'] == {

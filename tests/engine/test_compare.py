@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import compare, comparison, exact, generate, images, progress
+from engine import compare, comparison, exact, generate, images
 from tests.engine import sampling
 from tests.engine.browser import chromium  # noqa: F401  A fixture.
 
@@ -50,7 +50,8 @@ def test_the_report_has_common_and_best_cells_of_every_solver(done):
   assert report['frechet']['name'] == 'FD-digits' and report['frechet']['pipeline']['sha256']
   assert report['reference']['error'] <= 0.05
   lines = text.splitlines()
-  assert 'each on 6 seeds' in lines[0] and lines[1].startswith('  NFE   3: ')
+  assert 'each on 6 seeds' in lines[0] and lines[1].startswith('  short answer: ')
+  assert lines[2].startswith('  NFE   3: ')
 
 
 def test_the_best_is_the_lowest_of_the_search(done):
@@ -58,7 +59,7 @@ def test_the_best_is_the_lowest_of_the_search(done):
   assert len(report['search']) == 6  # Settings: (1 + 2) solvers on 2 schedules.
   for cell in report['cells']:
     if cell['best']:
-      found = {(row['solver'], row['schedule']): row['rms'][str(cell['nfe'])]
+      found = {(row['solver'], row['schedule']): row['scores'][str(cell['nfe'])]
                for row in report['search'] if row['name'] == cell['solver']}
       setting = cell['setting']['solver'], cell['setting']['schedule']
       assert found[setting] == min(found.values())
@@ -88,18 +89,20 @@ def test_numbers_are_of_the_samples_of_the_command(done, tmp_path):
 
 def test_the_error_of_the_reference_is_an_upper_estimate(done):
   plan = get_plan(done[0])
-  fine = exact.solve(plan.trial, plan.sigma_min, plan.sigma_max, 1e-4, progress.silent)
-  with np.load(done[0] / 'reference.npz') as coarse:
-    assert fine.error <= 1e-4 < coarse['error']
-    assert exact.rms(coarse['end'] - fine.end) <= coarse['error']
-    # Below the lowest level there is one denoising step left, which moves by less than the level.
-    assert 0 < exact.rms(coarse['zero'] - coarse['end']) < 2 * plan.sigma_min
+  coarse = comparison.read_solution(done[0] / 'reference.npz')
+  fine = coarse
+  while not exact.is_enough(fine, 1e-4):
+    fine = exact.refine(plan.trial, plan.sigma_min, plan.sigma_max, fine)
+  assert fine.error <= 1e-4 < coarse.error <= 0.05
+  assert exact.rms(coarse.end - fine.end) <= coarse.error
+  # Below the lowest level there is one denoising step left, which moves by less than the level.
+  assert 0 < exact.rms(coarse.zero - coarse.end) < 2 * plan.sigma_min
 
 
 def test_tables_of_all_cells_share_one_program(done):
   plan = get_plan(done[0], compare__solvers='euler; heun; unipc(max_order=3); ipndm(max_order=4)',
                   compare__nfe='2,4,8')
-  assert len({cell.run.arrays.mix.shape for cell in plan.cells}) > 3
+  assert len({cell.run.arrays.mix.shape for cell in plan.asked.cells}) > 3
   traced = []
 
   def apply(*arguments):
@@ -107,7 +110,7 @@ def test_tables_of_all_cells_share_one_program(done):
     return plan.trial.model.apply(*arguments)
   trial = dataclasses.replace(plan.trial, model=dataclasses.replace(plan.trial.model, apply=apply))
   counts = []
-  for cell in plan.cells:
+  for cell in plan.asked.cells:
     trial.run([cell.run.arrays], cell.sigmas[0], 2, splits=cell.run.splits)
     counts.append(len(traced))
   assert counts[0] > 0 and set(counts) == {counts[0]}
@@ -129,7 +132,7 @@ def test_a_run_that_was_stopped_goes_on(done, tmp_path, monkeypatch):
   assert not (tmp_path / 'out' / 'compare.json').exists()
   monkeypatch.setattr(comparison, 'write_cell', lambda *arguments: (
       written.append(arguments[1]['id']), write(*arguments)))
-  monkeypatch.setattr(exact, 'solve', None)  # It is there already.
+  monkeypatch.setattr(exact, 'refine', None)  # It is there already.
   _, report = run(tmp_path / 'out')
   assert sorted(written) == sorted(cell['id'] for cell in whole['cells'])
   timed = 'seconds', 'images_per_second', 'network_seconds'
@@ -144,15 +147,15 @@ def test_cells_are_added_to_a_page_and_nothing_is_measured_twice(done, tmp_path,
   shutil.copytree(done[0], folder)
   before = {path.name: path.stat().st_mtime_ns for path in (folder / 'cells').iterdir()}
   noisy = 'edm(S_churn=10)'
-  monkeypatch.setattr(exact, 'solve', None)
+  monkeypatch.setattr(exact, 'refine', None)
   _, report = run(folder, compare__solvers=noisy, compare__nfe='4')
   assert {path.name: path.stat().st_mtime_ns for path in (folder / 'cells').iterdir()
           if path.name in before} == before
-  assert len(report['cells']) == len(done[2]['cells']) + 2  # On both schedules: none is searched.
   added = [cell for cell in report['cells'] if cell['solver'] == 'edm']
+  assert len(report['cells']) == len(done[2]['cells']) + len(added)
   assert all(cell['rms'] is None and cell['frechet'] > 0 for cell in added)
-  assert sum(cell['best'] for cell in added) == 1
-  assert [cell['common'] for cell in added] == [True, False]
+  assert sum(cell['best'] for cell in added) == sum(cell['common'] for cell in added) == 1
+  assert {row['by'] for row in report['search'] if row['name'] == 'edm'} == {'frechet'}
   page = (folder / 'index.html').read_text()
   assert all(cell['id'] in page for cell in report['cells'])
   with open(folder / 'compare.csv', newline='') as file:
@@ -173,6 +176,37 @@ def test_the_page_sorts_and_shows_every_cell_in_a_browser(done, chromium):  # no
   assert sorted_ones in (sorted(sorted_ones), sorted(sorted_ones, reverse=True))
   assert chromium.errors == [] and chromium.requests == [] and chromium.overflow() <= 0
   assert chromium.screenshot().std() > 10  # Not blank.
+
+
+def test_what_is_common_is_what_the_last_run_names_first(done, tmp_path):
+  folder = tmp_path / 'out'
+  shutil.copytree(done[0], folder)
+  for order in ('2|3', '3|2'):
+    _, report = run(folder, compare__solvers=f'dpmpp(max_order={order})')
+    common = {cell['setting']['solver'] for cell in report['cells'] if cell['common']}
+    assert common == {'euler', f'dpmpp(max_order={order[0]})'}
+
+
+def test_the_gap_to_the_reference_solution_is_known_better_than_the_distance(done):
+  _, _, report = done
+  for cell in report['cells']:
+    gap = cell['frechet'] - report['frechet']['solution']
+    assert cell['frechet_gap'] == pytest.approx(gap)
+    (low, high), (least, most) = cell['frechet_gap_interval'], cell['frechet_interval']
+    assert low <= gap <= high and high - low < most - least
+
+
+@pytest.mark.parametrize('name', ['reference.npz', 'cells', 'search'])
+def test_a_damaged_file_is_named(done, tmp_path, name):
+  folder = tmp_path / 'out'
+  shutil.copytree(done[0], folder)
+  path = folder / name
+  if path.is_dir():
+    path = sorted(path.glob('*.json'))[0]
+  path.write_bytes(path.read_bytes()[:-30])
+  with pytest.raises(OSError, match='delete it and start the same command again') as caught:
+    run(folder)
+  assert str(path) in str(caught.value) and '\n' not in str(caught.value)
 
 
 @pytest.mark.parametrize('fields, message', [

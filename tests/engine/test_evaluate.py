@@ -171,22 +171,49 @@ def test_published_layouts_bring_their_pipeline_and_protocol(folder, tmp_path, i
   assert list(result['metrics']) == ['fid', 'sfid', 'is', 'kid']
   assert told.startswith('FID ') and 'inception tf1 c0ffee, reference virtual.npz' in told
   assert result['metrics']['is']['parts'] == 'of 5000 in order'
-  evaluate.run(get(tmp_path / 'c', folder / 'reference.npz',
-                   write_reference=str(tmp_path / 'edm.npz'), **inception))
+  mu, sigma, *_ = statistics.read(target)
+  np.savez(tmp_path / 'edm.npz', mu=mu, sigma=sigma)
   told, result = measure(tmp_path / 'd', folder / 'run', reference=tmp_path / 'edm.npz',
                          accept='count', **inception)
   assert list(result['metrics']) == ['fid', 'is'] and 'ACCEPTED: count' in told
-  assert 'inception edm c0ffee' in told and result['metrics']['is']['parts'] == 'ten, shuffled'
+  assert 'inception edm c0ffee' in told and result['metrics']['is']['parts'] == '10, shuffled'
 
 
 def test_published_files_know_their_resolution_and_rule(folder, tmp_path, inception):
-  target = tmp_path / 'VIRTUAL_imagenet64_labeled.npz'
-  evaluate.run(get(tmp_path / 'a', folder / 'reference.npz', write_reference=str(target),
-                   **inception))
+  target = write_statistics(tmp_path / 'VIRTUAL_imagenet64_labeled.npz', 4)
   with pytest.raises(ValueError, match='must be 64x64 as the reference, got 8x8.*'
                                        "'truncate' of the reference, got 'nearest'; mend it, or "
                                        'accept it with .*=count,resolution,uint8$'):
     get(tmp_path / 'b', folder / 'run', reference=target, **inception)
+
+
+def test_statistics_of_ours_bring_what_they_were_made_with(folder, tmp_path, inception):
+  target, given = tmp_path / 'mine.npz', {'metrics': 'fid', 'accept': 'count'}
+  evaluate.run(get(tmp_path / 'a', folder / 'run', write_reference=str(target), pipeline='clean',
+                   **inception))
+  told = statistics.read(target).recipe
+  assert told['pipeline'] == {'network': 'inception', 'sha256': 'c0ffee', 'name': 'clean'}
+  assert (told['shape'], told['count'], told['uint8']) == ([8, 8, 3], 64, 'nearest')
+  plan = get(tmp_path / 'b', folder / 'run', reference=target, **given, **inception)
+  assert plan.jobs['images'].extractor.pipeline['name'] == 'clean'
+  write_pictures(tmp_path / 'large', [9, 9])
+  for images, fields, message in (
+      ('run', {'pipeline': 'edm'}, "must be 'clean' as that of the statistics in mine.npz, got 'e"),
+      ('run', {'network': 'decade'}, 'network of SHA-256 decade, got c0ffee in mine.npz; give'),
+      ('../large', {}, 'must be 8x8 as the reference, got 9x9')):
+    images = tmp_path / 'large' if images == '../large' else folder / images
+    with pytest.raises(ValueError, match=message) as caught:
+      get(tmp_path / 'c', images, reference=target, **{**given, **inception, **fields})
+    assert '\n' not in str(caught.value)
+
+
+def test_digits_are_measured_by_the_network_of_their_statistics(folder, tmp_path):
+  target = write_statistics(tmp_path / 'other.npz', 64)
+  with np.load(target) as arrays:
+    np.savez(target, **arrays, recipe=np.array(json.dumps(
+        {'pipeline': {'network': 'digits_classifier', 'sha256': 'c0ffee'}, 'shape': [8, 8, 3]})))
+  with pytest.raises(ValueError, match='must be of the network of SHA-256 .*, got c0ffee in other'):
+    get(tmp_path / 'out', folder / 'run', reference=target)
 
 
 @pytest.fixture
@@ -199,30 +226,46 @@ def towers(monkeypatch):
       return x.mean((1, 2)) + 5 if method == 'embed_images' else x.astype(jnp.float32)
   monkeypatch.setattr(evaluate.models, 'load_features', lambda name: types.SimpleNamespace(
       name=name, sha256='beef', params={}, module=Module()))
-  monkeypatch.setattr(evaluate.pairs.lpips, 'apply', lambda params, a, b: (
+  monkeypatch.setattr(evaluate.pairs.lpips, 'SMALLEST', 8)
+  monkeypatch.setattr(evaluate.pairs.lpips, 'compare', lambda params, a, b: (
       jnp.square(a - b).mean((1, 2, 3)), None))
   monkeypatch.setattr(evaluate.pairs.tokens.Tokenizer, 'load', lambda path: types.SimpleNamespace(
       encode=lambda texts, context: np.array([[len(text)] * context for text in texts])))
   monkeypatch.setattr(evaluate.clip_score, 'embed_texts', lambda clip, ids: ids + 0.0)
 
 
-def test_pairs_of_images_are_compared_one_by_one(folder, tmp_path, towers):
+def test_pairs_of_images_are_compared_one_by_one(folder, tmp_path, towers, monkeypatch):
   told, result = measure(tmp_path, folder / 'run', reference=folder / 'real.npz', metrics='lpips',
                          lpips_network='lpips_vgg')
   a, b = (sources.open(folder / name).take(np.arange(64)) / 255 for name in ('run', 'real.npz'))
   np.testing.assert_allclose(result['metrics']['lpips']['value'], np.mean((a - b)**2), rtol=1e-5)
   assert told.startswith('LPIPS ') and 'lpips beef' in told
   assert result['metrics']['lpips']['pipeline']['network'] == 'lpips_vgg'
+  given = {'reference': folder / 'real.npz', 'metrics': 'lpips', 'lpips_network': 'lpips_vgg'}
+  assert evaluate.run(get(tmp_path, folder / 'run', **given)).startswith('nothing to do')
+  monkeypatch.setattr(evaluate.models, 'load_features', lambda name: types.SimpleNamespace(
+      name=name, sha256='cafe', params={}))  # Another network under the same name.
+  assert 'lpips cafe' in evaluate.run(get(tmp_path, folder / 'run', **given))
 
 
-def test_pairs_must_be_pairs(folder, tmp_path, towers):
+def test_pairs_must_be_pairs(folder, tmp_path, towers, monkeypatch):
   given = {'metrics': 'lpips', 'lpips_network': 'lpips_vgg'}
   with pytest.raises(ValueError, match='as many images of one size, got 64 of 8x8 .* 600 of 8x8'):
     get(tmp_path, folder / 'run', reference=folder / 'reference.npz', **given)
   shutil.copytree(folder / 'run', tmp_path / 'other')
   (tmp_path / 'other' / '000063.png').rename(tmp_path / 'other' / '000064.png')
-  with pytest.raises(ValueError, match='pairs must be of one seed, got 000063.png .* 000064.png'):
+  with pytest.raises(ValueError, match='pairs must be of one seed, got seed 63 in .* seed 64 in'):
     get(tmp_path / 'out', folder / 'run', reference=tmp_path / 'other', **given)
+  for name, seeds, kind in (('a', '0-3', 'npz'), ('b', '1-4', 'npz'), ('c', '0-3', 'png')):
+    generate.run(get_plan(tmp_path / name, seeds=seeds, solver__name='euler', batch_size=64,
+                          schedule__num_steps=4, output__format=kind))
+  get(tmp_path / 'out', tmp_path / 'a', reference=tmp_path / 'c', **given)  # Of the same seeds.
+  with pytest.raises(ValueError, match='of one seed, got seed 0 in .*a beside seed 1 in .*b; make'):
+    get(tmp_path / 'out', tmp_path / 'a', reference=tmp_path / 'b', **given)
+  with monkeypatch.context() as patch, pytest.raises(ValueError, match=(
+      'lpips: images must be of at least 16 pixels on a side, got 8x8 in .*; leave lpips out')):
+    patch.setattr(evaluate.pairs.lpips, 'SMALLEST', 16)
+    get(tmp_path / 'out', folder / 'run', reference=folder / 'real.npz', **given)
   with pytest.raises(ValueError, match='lpips needs config.evaluate.lpips_network'):
     get(tmp_path / 'out', folder / 'run', metrics='lpips')
   with pytest.raises(ValueError, match='lpips_network: must be the model directory of lpips_vgg, '
@@ -237,6 +280,10 @@ def test_images_are_scored_against_their_prompts(folder, tmp_path, towers):
   given = {'metrics': 'clip', 'clip_network': 'clip', 'tokenizer': 'vocabulary'}
   told, result = measure(tmp_path / 'a', folder / 'run', prompts=str(prompts), **given)
   assert told.startswith('CLIP score ') and 90 < result['metrics']['clip']['value'] <= 100
+  prompts.write_text('a digit\r\n' * 63 + 'a\u2028digit', newline='')  # 64 lines in any editor.
+  assert evaluate.run(get(tmp_path / 'a', folder / 'run', prompts=str(prompts), **given)) != told
+  again = evaluate.run(get(tmp_path / 'a', folder / 'run', prompts=str(prompts), **given))
+  assert again.startswith('nothing to do')
   for content, message in (('a digit\n' * 63, '64 images, got 63 lines in'),
                            ('a digit\n' * 63 + ' \n', 'got nothing in line 64 of')):
     prompts.write_text(content)
@@ -309,6 +356,25 @@ def test_a_run_that_was_not_finished_is_refused(folder, tmp_path):
   (tmp_path / 'run' / '000007.png').write_bytes(b'damaged')
   with pytest.raises(ValueError, match='000007.png .*delete it and make it again'):
     get(tmp_path / 'out', tmp_path / 'run')
+
+
+@pytest.mark.parametrize('content', ['{"mode"', '[]', '{"mode": "evaluate"}'])
+def test_a_damaged_result_is_named(folder, tmp_path, content):
+  plan = get(tmp_path, folder / 'run')
+  (tmp_path / 'evaluate.json').write_text(content)
+  with pytest.raises(OSError, match='evaluate.json must be what a run wrote, .*; delete') as caught:
+    evaluate.run(plan)
+  assert '\n' not in str(caught.value)
+
+
+def test_files_of_other_machines_stay(folder, tmp_path):
+  given = {'reference': folder / 'reference.npz', 'metrics': 'fid'}
+  plan = get(tmp_path, folder / 'run', share='0/2', **given)
+  (tmp_path / '.evaluate.json.x.partial').write_bytes(b'being written')
+  evaluate.run(plan)
+  assert (tmp_path / '.evaluate.json.x.partial').exists()
+  evaluate.run(get(tmp_path, folder / 'run', **given))
+  assert not (tmp_path / '.evaluate.json.x.partial').exists()
 
 
 def test_another_set_in_the_same_workdir_is_refused(folder, tmp_path):

@@ -1,5 +1,8 @@
 """Features in parts: resumed after a kill, shared by machines, and never those of another set."""
 
+import os
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -74,12 +77,16 @@ def test_a_killed_run_goes_on_behind_the_last_part(tmp_path):
   before = stamps(planned)
   assert set(before) == {f'{name}_{part:05d}.npy' for name in ('pool', 'spatial')
                          for part in (0, 1)}
-  (planned.folder / '.pool_00002.npy.x.partial').write_bytes(b'left behind')
+  for name, age in (('old', 7200), ('young', 60)):  # The young one may still be written to.
+    path = planned.folder / f'.pool_00002.npy.{name}.partial'
+    path.write_bytes(b'left behind')
+    os.utime(path, (time.time() - age,) * 2)
   extract(tmp_path)
   after = stamps(planned)
   assert before.items() <= after.items() and len(after) == 8  # None was made again.
   np.testing.assert_allclose(features.matrix(planned, 'pool'), expected(), rtol=1e-5, atol=1e-5)
-  assert not list(planned.folder.glob('.*.partial'))
+  assert [path.name for path in planned.folder.glob('.*.partial')] == [
+      '.pool_00002.npy.young.partial']
 
 
 def test_machines_share_the_parts(tmp_path):

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from engine import images as images_lib, inputs
 from models import digits
@@ -129,6 +129,18 @@ def test_damaged_files_are_one_clear_error(tmp_path):
         refused += str(error).startswith(FIELD)
       (tmp_path / name).write_bytes(whole)
     assert refused > len(whole) / 10
+
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n'
+
+
+def test_postscript_with_another_name_is_not_run(tmp_path, monkeypatch):
+  def started(*args, **kwargs):
+    pytest.fail('Ghostscript')
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', started)
+  (tmp_path / 'x.png').write_bytes(EPS)
+  with pytest.raises(ValueError, match='x.png .not a picture, or a damaged one'):
+    inputs.load(FIELD, str(tmp_path / 'x.png'), SHAPE)
 
 
 def test_bad_folders(tmp_path):

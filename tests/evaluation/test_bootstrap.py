@@ -23,12 +23,14 @@ def gaussian(count, width, seed):
 @pytest.mark.parametrize('count, width', [(60, 8), (60, 60), (20, 48)])
 def test_distances_of_resamples_are_those_of_gathered_rows(count, width):
   features = gaussian(count, width, 0) @ np.diag(np.linspace(1, 3, width)) + 4
+  got = bootstrap.frechet_to(reference(width))(features, resamples=3, seed=1)
   counts = np.random.default_rng(1).multinomial(count, np.full(count, 1 / count), size=3)
-  got = bootstrap._weighted_distances(features, reference(width))(counts / count)
   want = [frechet.of_moments(moments.of(np.repeat(features, row, 0)), reference(width))
           for row in counts]
   # Roots of eigenvalues that are 0 up to 1e-16: about 1e-8 each, of a spread of 1.
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-7 * width)
+  np.testing.assert_allclose(got.values, want, rtol=0, atol=1e-7 * width)
+  assert got.estimate == pytest.approx(
+      frechet.of_moments(moments.of(features), reference(width)), rel=1e-8)  # The same there.
 
 
 @pytest.mark.parametrize('count, width', [(256, 8), (30, 8), (20, 40), (2, 3)])
@@ -38,6 +40,16 @@ def test_the_estimate_lies_within(count, width):
     estimate = frechet.of_moments(moments.of(features), reference(width))
     low, high = bootstrap.frechet_interval(features, reference(width), 50, seed)
     assert 0 <= low <= estimate <= high
+
+
+def test_sets_of_the_same_seeds_differ_by_less_than_each_may_move():
+  features = gaussian(200, 6, 0)
+  moved = features + 0.05 * gaussian(200, 6, 1)
+  resample = bootstrap.frechet_to(reference(6))
+  one, other = resample(features), resample(moved)
+  low, high = other.minus(one).interval()
+  assert low <= other.estimate - one.estimate <= high
+  assert high - low < 0.3 * (one.interval()[1] - one.interval()[0])
 
 
 def test_a_set_equal_to_its_reference():
@@ -57,9 +69,8 @@ def test_intervals_hold_the_expected_distance_as_often_as_they_say():
   # 190 of 200 on average; 6 is two standard deviations, and 80 rows cost an interval a little.
   assert 0.89 <= share <= 0.99
   # Percentiles as they come lie too high: their bias is what is taken off.
-  counts = np.random.default_rng(0).multinomial(80, np.full(80, 1 / 80), size=400)
   features = gaussian(80, 6, 0)
-  resampled = bootstrap._weighted_distances(features, reference(6))(counts / 80)
+  resampled = bootstrap.frechet_to(reference(6))(features, 400).values
   assert resampled.mean() > estimate(0) + 0.05 * estimate(0)
 
 
@@ -99,10 +110,10 @@ def test_equal_values_have_no_width():
 
 def test_bad_input():
   features = gaussian(20, 4, 0)
-  with pytest.raises(ValueError, match='frechet_interval: features must have 5 columns like the '
+  with pytest.raises(ValueError, match='frechet_to: features must have 5 columns like the '
                      'reference, got 4; '):
     bootstrap.frechet_interval(features, reference(5))
-  with pytest.raises(ValueError, match='frechet_interval: features must have 2 rows or more'):
+  with pytest.raises(ValueError, match='frechet_to: features must have 2 rows or more'):
     bootstrap.frechet_interval(features[:1], reference(4))
   with pytest.raises(ValueError, match='resamples must be an integer above 0, got 0; 200 or more'):
     bootstrap.frechet_interval(features, reference(4), 0)

@@ -21,9 +21,11 @@ def write_run(folder, seeds, labels='random', name='{:06d}.png', ended=True, **f
     write_folder(folder, [image], file)
   model = {'name': 'm', 'sha256': 'ab' * 32, 'num_classes': 10}
   schedule, solver = {'name': 'polynomial', 'rho': 7}, fields.pop('solver', {'name': 'heun'})
-  config = {'labels': labels, 'seeds': '0-3'}
+  settings = {'labels': labels, 'limit': fields.pop('limit', 'none'),
+              'seeds_from': fields.pop('seeds_from', 'jax')}
+  config = {**settings, 'seeds': '0-3'}
   run = {'mode': 'generate', 'model': model,
-         'config': {'schedule': schedule, 'solver': solver, 'labels': labels,
+         'config': {'schedule': schedule, 'solver': solver, **settings,
                     'output': {'uint8_rule': 'nearest'}}}
   manifest = {'mode': 'generate', 'config': config, 'model': model, 'schedule': schedule,
               'solver': solver, 'nfe': 7, 'uint8_rule': NEAREST,
@@ -47,6 +49,12 @@ def test_a_run_by_the_protocol_has_no_findings(tmp_path):
                                        'model m abababababab, heun on polynomial NFE 7')
 
 
+def test_a_limit_is_told(tmp_path):
+  folder = write_run(tmp_path / 'run', [3, 4, 5, 6], limit='clip')
+  assert find(folder) == {}
+  assert recipe.describe(recipe.read(sources.open(folder)), {}).endswith('NFE 7, limit clip')
+
+
 def test_runs_of_one_config_may_be_merged_in_folders_of_their_own(tmp_path):
   write_run(tmp_path / 'a', [0, 1])
   write_run(tmp_path / 'b', [2, 3], name='000000/{:06d}.png')
@@ -63,6 +71,16 @@ def other_model(folder):
 def other_solver(folder):
   write_run(folder / 'a', [0, 1])
   write_run(folder / 'b', [2, 3], solver={'name': 'euler'})
+
+
+def other_limit(folder):
+  write_run(folder / 'a', [0, 1], limit='clip')
+  write_run(folder / 'b', [2, 3])
+
+
+def other_source(folder):
+  write_run(folder / 'a', [0, 1])
+  write_run(folder / 'b', [2, 3], seeds_from='torch')
 
 
 def other_labels(folder):
@@ -84,6 +102,13 @@ def exchanged_manifest(folder):
   write_run(folder, [0, 1, 2, 3])
   told = json.loads((folder / 'manifest.json').read_text())
   (folder / 'manifest.json').write_text(json.dumps(told | {'solver': {'name': 'euler'}}))
+
+
+def exchanged_limit(folder):
+  write_run(folder, [0, 1, 2, 3])
+  told = json.loads((folder / 'manifest.json').read_text())
+  told['config']['limit'] = 'clip'
+  (folder / 'manifest.json').write_text(json.dumps(told))
 
 
 def same_seeds(folder):
@@ -109,6 +134,9 @@ def no_manifest(folder):
     (no_manifest, 'manifest', 'must come with the manifest.json of their run, got none'),
     (other_model, 'mixed', 'runs of another model in .*a and .*b'),
     (other_solver, 'mixed', 'runs of another solver in .*a and .*b'),
+    (other_limit, 'mixed', 'runs of another limit in .*a and .*b'),
+    (other_source, 'mixed', 'runs of another seeds_from in .*a and .*b'),
+    (exchanged_limit, 'mixed', 'got another limit in run.json than in manifest.json'),
     (other_labels, 'mixed', 'runs of other labels in .*a and .*b'),
     (unlisted, 'mixed', r'got 000003.png, which manifest.json does not list \(1 such\)'),
     (lost, 'mixed', r'got no 000002.png, which manifest.json lists \(1 such\)'),
@@ -174,6 +202,8 @@ def test_published_statistics_bring_their_protocol(name, count, side, rule):
 
 def test_other_references_expect_what_they_are():
   assert recipe.protocol('my.npz', None, True) == recipe.Protocol(50_000, None, 'random', None)
+  assert recipe.protocol('my.npz', [32, 16, 3], True, 'truncate') == recipe.Protocol(
+      50_000, (32, 16), 'random', 'truncate')
   assert recipe.protocol('digits', (8, 8, 3), False) == recipe.Protocol(None, (8, 8), 'random',
                                                                         None)
 

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from evaluation import sources
 
@@ -69,9 +69,7 @@ def test_every_kind_holds_the_same_images(tmp_path, kind):
   path, labels = make(kind, tmp_path)
   images = sources.open(path)
   assert (images.count, images.shape, len(images.names)) == (5, (4, 6, 3), 5)
-  np.testing.assert_array_equal(np.concatenate(list(sources.batches(images, 2))), IMAGES)
-  np.testing.assert_array_equal(np.concatenate(list(sources.batches(images, 2, start=3))),
-                                IMAGES[3:])
+  np.testing.assert_array_equal(images.take(np.arange(5)), IMAGES)
   np.testing.assert_array_equal(images.take(np.array([4, 0, 4])), IMAGES[[4, 0, 4]])
   if labels is None:
     assert images.labels is None
@@ -207,7 +205,19 @@ def test_a_picture_lost_after_opening_is_named(tmp_path):
   images = sources.open(write_folder(tmp_path / 'flat', IMAGES))
   (tmp_path / 'flat' / '000004.png').unlink()
   with pytest.raises(OSError, match='000004.png'):
-    list(sources.batches(images, 2))
+    images.take(np.arange(3, 5))
+
+
+EPS = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n'
+
+
+def test_postscript_with_another_name_is_not_run(tmp_path, monkeypatch):
+  def started(*args, **kwargs):
+    pytest.fail('Ghostscript')
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', started)
+  (tmp_path / 'x.png').write_bytes(EPS)
+  with pytest.raises(ValueError, match='x.png .damaged, or not what its name says'):
+    sources.open(tmp_path)
 
 
 def test_bad_paths(tmp_path):

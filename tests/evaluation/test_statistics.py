@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from evaluation import array_pickle, frechet, moments, statistics
+from evaluation import array_pickle, frechet, moments, sources, statistics
 from tests import reference
 
 FOLDER = reference.GOLDEN / 'metrics'
@@ -49,7 +49,7 @@ def test_no_case_is_left_out():
 def test_edm_reference():
   got = statistics.read(path('edm_reference'))
   check_from(got.mu, got.sigma, 'relu_a')
-  assert got[2:] == (None, None, None, None)
+  assert got[2:] == (None, None, None, None, None)
 
 
 def test_adm_virtual_reference():
@@ -68,12 +68,12 @@ def test_adm_samples_are_images_and_no_statistics(case, count, labelled):
   got = statistics.read(path(case))
   assert got.mu is None and got.sigma is None and got.mu_s is None
   assert got.images.shape == (count, 16, 16, 3) and got.images.labelled is labelled
-  images, labels = statistics.read_images(path(case))
+  images = sources.open(path(case))
   with np.load(path(case)) as file:
-    np.testing.assert_array_equal(images, file['arr_0'])
-    assert (labels is None) != labelled
+    np.testing.assert_array_equal(images.take(np.arange(images.count)), file['arr_0'])
+    assert (images.labels is None) != labelled
     if labelled:
-      np.testing.assert_array_equal(labels, file['arr_1'])
+      np.testing.assert_array_equal(images.labels, file['arr_1'])
 
 
 def test_edm2_reference():
@@ -121,6 +121,30 @@ def test_what_is_written_is_read_back_bit_for_bit(layout, tmp_path):
   with np.load(file, allow_pickle=False) as arrays:  # As the published evaluators read it.
     assert {'mu', 'sigma', 'num_images'} <= set(arrays)
     assert ('arr_0' in arrays) == (layout == 'adm')
+
+
+RECIPE = {'pipeline': {'network': 'inception', 'sha256': 'c0ffee', 'name': 'tf1'},
+          'shape': [8, 8, 3], 'count': 9, 'uint8': None}
+
+
+@pytest.mark.parametrize('layout', statistics.LAYOUTS)
+def test_the_recipe_goes_along(layout, tmp_path):
+  statistics.write(tmp_path / 'a.npz', small()._replace(recipe=RECIPE), layout)
+  assert statistics.read(tmp_path / 'a.npz').recipe == RECIPE
+  with np.load(tmp_path / 'a.npz', allow_pickle=False) as arrays:
+    assert arrays['recipe'].shape == () and arrays['recipe'].dtype.kind == 'U'
+
+
+@pytest.mark.parametrize('recipe', [
+    np.array('{"pipeline"'), np.array('[1]'), np.array('[' * 100_000), np.zeros(3),
+    np.array(json.dumps(RECIPE | {'shape': [8, 8]})),
+    np.array(json.dumps(RECIPE | {'shape': ['8', 8, 3]})),
+    np.array(json.dumps(RECIPE | {'pipeline': 'tf1'})), np.array([json.dumps(RECIPE)] * 2)])
+def test_a_damaged_recipe_is_one_line(recipe, tmp_path):
+  np.savez(tmp_path / 'a.npz', mu=np.zeros(3), sigma=np.eye(3), recipe=recipe)
+  with pytest.raises(ValueError, match='statistics: recipe must be JSON .*a.npz; make') as error:
+    statistics.read(tmp_path / 'a.npz')
+  check_one_line(error)
 
 
 @pytest.mark.parametrize('case', ['edm_reference', 'adm_virtual_reference', 'edm2_reference'])
@@ -226,11 +250,6 @@ def test_no_file_and_other_files(tmp_path):
   np.save(tmp_path / 'a.npy', EYE)
   with pytest.raises(ValueError, match='must be a .npz file .*, or a pickle .*, got neither'):
     statistics.read(tmp_path / 'a.npy')
-  with pytest.raises(ValueError, match='must hold images as arr_0, got statistics alone in '):
-    statistics.read_images(path('edm_reference'))
-  np.savez(tmp_path / 'a.npz', arr_0=np.zeros((2, 8, 8, 3), np.uint8), arr_1=np.zeros(3, int))
-  with pytest.raises(ValueError, match=r'arr_1 must be one label per image, .2,., got .3,. in '):
-    statistics.read_images(tmp_path / 'a.npz')
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
