@@ -61,8 +61,8 @@ Every solver on the best of its settings, which the first seeds choose by that d
 {_table(report, budgets, 'rms', 'best')}
 
 By how much {frechet['name']} of the same cells lies above that of the reference solution, which
-is {frechet['solution']:.3f}. Bold: its interval ({100 * frechet['level']:g} %) reaches 0. That comes
-from the same resamples of the seeds for both; the interval of one {frechet['name']} alone, such as
+is {frechet['solution']:.3f}. Bold: its interval ({100 * frechet['level']:g} %) reaches 0. That
+comes from the same resamples of the seeds for both; the interval of one {frechet['name']} alone, such as
 the lowest, {_number(report)}, holds most of the others.
 
 {_table(report, budgets, 'frechet_gap', 'best')}
