@@ -48,7 +48,7 @@ def render(report: dict) -> str:
 --mode=compare` measures, and writes to `out/compare/index.html`: {report['count']} seeds
 ({report['seeds']}) for every cell. Root-mean-square distance per pixel to the solution of the
 probability-flow ODE from the same latents ({reference['description']}, {reference['nfe']}
-evaluations, error below {reference['error']:.0e}), and {frechet['name']}:
+evaluations, error about {reference['error']:.0e}), and {frechet['name']}:
 {frechet['description']}. As many real digits, drawn at random, are at {frechet['floor']:.2f}.
 A blank: no such number of evaluations. {_seconds(report)}
 
@@ -62,8 +62,8 @@ Every solver on the best of its settings, which the first seeds choose by that d
 
 By how much {frechet['name']} of the same cells lies above that of the reference solution, which
 is {frechet['solution']:.3f}. Bold: its interval ({100 * frechet['level']:g} %) reaches 0. That
-comes from the same resamples of the seeds for both; the interval of one {frechet['name']} alone, such as
-the lowest, {_number(report)}, holds most of the others.
+comes from the same resamples of the seeds for both; the interval of one {frechet['name']} alone,
+such as the lowest, {_number(report)}, holds most of the others.
 
 {_table(report, budgets, 'frechet_gap', 'best')}
 
