@@ -52,7 +52,7 @@ def write_png(path: pathlib.Path, image: np.ndarray) -> None:
 
 def read_png(path: pathlib.Path) -> np.ndarray:
   """Reads what `write_png` wrote: uint8 (height, width, 1 or 3)."""
-  with Image.open(path) as picture:
+  with Image.open(path, formats=('PNG',)) as picture:
     pixels = np.asarray(picture)
   return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -139,7 +139,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     files.remove_partial(folder)
   if not (plan.folder / identity_lib.NAME).exists():
     identity_lib.write(plan.folder, plan.identity)
-  earlier = identity_lib.read_json(plan.folder / _MANIFEST)
+  earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'total'))
   if earlier and earlier['seeds'] == plan.seeds.tolist():
     return f'nothing to do: {_say(plan, earlier["total"])}'
   parts.mkdir(exist_ok=True)

@@ -67,6 +67,7 @@ def check(results: Results) -> None:
     results: of the run to start.
 
   Raises:
+    OSError: if its manifest is damaged.
     ValueError: if the folder holds results of another config, or images of other seeds.
   """
   folder = results.folder
@@ -103,7 +104,7 @@ def begin(results: Results, alone: bool = True) -> bool:
   if alone:
     for some in {folder, *image_folders}:
       files.remove_partial(some)
-  manifest = identity.read_json(folder / MANIFEST)
+  manifest = _manifest(folder)
   if manifest:
     _remove_parts(results)
     if is_complete(results):
@@ -121,7 +122,7 @@ def begin(results: Results, alone: bool = True) -> bool:
 
 def is_complete(results: Results) -> bool:
   """Says whether the manifest tells of these images, and all files are there."""
-  manifest = identity.read_json(results.folder / MANIFEST)
+  manifest = _manifest(results.folder)
   return bool(manifest) and (
       (manifest.get('seeds'), manifest.get('grid')) == (results.seeds.tolist(), results.grid)
       and all((results.folder / name).exists() for name in [*manifest['files'], _GRID]))
@@ -207,10 +208,15 @@ def _found(results: Results) -> set[int]:
     folders = [some for some in folder.parent.glob('*') if _FOLDER.fullmatch(some.name)]
   found = {int(file.stem) for some in folders for file in some.glob('*.png')
            if _IMAGE.fullmatch(file.name)}
-  manifest = identity.read_json(results.folder / MANIFEST)
+  manifest = _manifest(results.folder)
   if results.format == 'npz' and manifest and (results.folder / _NPZ).exists():
     found.update(manifest['seeds'])
   return found
+
+
+def _manifest(folder):
+  """The manifest, None if there is none; OSError if it is damaged."""
+  return identity.read_result(folder / MANIFEST, ('seeds', 'grid', 'files'))
 
 
 def _write_npz(results: Results, labels: np.ndarray, shape: tuple[int, ...]) -> None:

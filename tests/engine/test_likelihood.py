@@ -56,6 +56,13 @@ def test_noise_is_less_likely_than_digits(tmp_path):
   assert min(read(tmp_path / 'noise')['total']) > 2 * max(read(tmp_path / 'digits')['total'])
 
 
+def test_a_damaged_result_is_explained(tmp_path):
+  plan = get_plan(tmp_path)
+  (tmp_path / 'likelihood.json').write_text('{"half')
+  with pytest.raises(OSError, match='likelihood.json must be what a run wrote, .*; delete it and'):
+    likelihood.run(plan)
+
+
 @pytest.mark.parametrize('fields, message', [
     ({'input__images': None, 'labels': '3'}, 'input.images: must name the images to measure'),
     ({'solver__name': 'euler'}, 'solver: must be ddpm, .* got euler'),

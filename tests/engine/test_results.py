@@ -222,6 +222,14 @@ def test_a_damaged_identity_is_explained(tmp_path, text):
     get_plan(tmp_path)
 
 
+@pytest.mark.parametrize('text', ['', '[1]', '{"half', '{"seeds": [0, 1]}'])
+def test_a_damaged_manifest_is_explained(tmp_path, text):
+  generate.run(get_plan(tmp_path))
+  (tmp_path / 'manifest.json').write_text(text)
+  with pytest.raises(OSError, match='manifest.json must be what a run wrote, .*; delete it and'):
+    get_plan(tmp_path)
+
+
 def test_a_full_disk_is_one_sentence_and_finished_images_stay(tmp_path, monkeypatch):
   plan = get_plan(tmp_path, seeds='0-15')
   original, calls = files.replacing, []
