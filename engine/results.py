@@ -67,7 +67,7 @@ def check(results: Results) -> None:
     results: of the run to start.
 
   Raises:
-    OSError: if its manifest is damaged.
+    OSError: if a manifest that has to be read is damaged.
     ValueError: if the folder holds results of another config, or images of other seeds.
   """
   folder = results.folder
@@ -208,8 +208,8 @@ def _found(results: Results) -> set[int]:
     folders = [some for some in folder.parent.glob('*') if _FOLDER.fullmatch(some.name)]
   found = {int(file.stem) for some in folders for file in some.glob('*.png')
            if _IMAGE.fullmatch(file.name)}
-  manifest = _manifest(results.folder)
-  if results.format == 'npz' and manifest and (results.folder / _NPZ).exists():
+  if results.format == 'npz' and (results.folder / _NPZ).exists() and (
+      manifest := _manifest(results.folder)):
     found.update(manifest['seeds'])
   return found
 

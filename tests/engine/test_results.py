@@ -226,8 +226,9 @@ def test_a_damaged_identity_is_explained(tmp_path, text):
 def test_a_damaged_manifest_is_explained(tmp_path, text):
   generate.run(get_plan(tmp_path))
   (tmp_path / 'manifest.json').write_text(text)
+  plan = get_plan(tmp_path)
   with pytest.raises(OSError, match='manifest.json must be what a run wrote, .*; delete it and'):
-    get_plan(tmp_path)
+    generate.run(plan)
 
 
 def test_a_full_disk_is_one_sentence_and_finished_images_stay(tmp_path, monkeypatch):
