@@ -117,7 +117,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
                          'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'analyze': {**analyze.to_dict(), 'data': known}},
-              'model': {'name': model.name, 'sha256': model.sha256, **model.config}}
+              'model': model.identity}
   identity_lib.check(pathlib.Path(workdir), identity)
   return Plan(config=given, model=model, identity=identity, grids=grids, limit=config.limit,
               window=analyze.window, data=data, save=analyze.save_trajectories, seeds=seeds,
@@ -143,8 +143,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   parts = plan.folder / _PARTS
   for folder in (plan.folder, parts):
     files.remove_partial(folder)
-  if not (plan.folder / identity_lib.NAME).exists():
-    identity_lib.write(plan.folder, plan.identity)
+  identity_lib.claim(plan.folder, plan.identity)
   earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'summary'))
   if earlier and earlier['seeds'] == plan.seeds.tolist():
     return f'nothing to do: {_say(plan, earlier["summary"])}'

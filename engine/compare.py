@@ -101,9 +101,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                       max((cell.sigmas for cell in cells), key=max))
   num_classes = guide.num_classes if guide else model.num_classes
   labels = resolve.labels(config, seeds, num_classes, None, model.image_shape)
-  if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
-    raise ValueError(f'config.labels: must be classes for a classifier to guide to, got '
-                     f"{config.labels!r}; give 'random', 'balanced' or a list")
+  guides.check_labels(guide, labels, config.labels)
   quality = quality_lib.plan(config, model)
   trial = trial_lib.Trial(
       model=model, guide=guide, limit=config.limit,
@@ -122,7 +120,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                  'resamples': own.resamples, 'sigma_min': sigma_min, 'sigma_max': sigma_max,
                  'limit': config.limit, 'noise': config.noise, 'labels': str(config.labels),
                  'seeds_from': config.seeds_from, 'uint8_rule': config.output.uint8_rule},
-      'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+      'model': model.identity,
       'frechet': quality.describe() if quality else None,
       **(guide.identity if guide else {})}
   folder = pathlib.Path(workdir)

@@ -43,8 +43,7 @@ def begin(folder: pathlib.Path, now: dict[str, Any]) -> None:
   Raises:
     OSError: if something cannot be written.
   """
-  if not (folder / identity.NAME).exists():  # Before anything that would be somebody's without.
-    identity.write(folder, now)
+  identity.claim(folder, now)  # Before anything that would be somebody's without.
   for part in (folder, folder / CELLS, folder / SEARCH):
     part.mkdir(exist_ok=True)
     files.remove_partial(part)

@@ -185,8 +185,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   started = time.perf_counter()
   if plan.share == (0, 1):  # Else what looks left behind may be another machine's work.
     files.remove_partial(plan.folder)
-  if not (plan.folder / identity_lib.NAME).exists():
-    identity_lib.write(plan.folder, plan.identity)
+  identity_lib.claim(plan.folder, plan.identity)
   earlier = identity_lib.read_result(plan.folder / _RESULT, ('config', 'found', 'metrics'))
   target = plan.config.get('write_reference')
   if earlier and all(earlier.get(name) == getattr(plan, name) for name in _SAME) and (

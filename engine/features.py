@@ -114,7 +114,7 @@ def extract(features: Features, extractor: extractors.Extractor, images: sources
     return {'compile': 0.0, 'sample': 0.0}
   wanted = np.concatenate([_indices(features, part) for part in parts])
   size = devices.share_of(min(batch_size, features.count)) * devices.count()
-  program = _program(extractor.apply)
+  run = program(extractor.apply)
   params = devices.replicate(extractor.params)
 
   def read(indices):
@@ -124,7 +124,7 @@ def extract(features: Features, extractor: extractors.Extractor, images: sources
   waiting = _Waiting(features, images.names, parts.tolist())
   done = sum(len(_indices(features, part)) for part in own) - len(wanted)
   try:
-    return batches.run(wanted, size, lambda _: program(params, devices.split(next(inputs))),
+    return batches.run(wanted, size, lambda _: run(params, devices.split(next(inputs))),
                        waiting.add, progress, f'features of {images.path}', done)
   finally:
     inputs.close()
@@ -188,7 +188,8 @@ class _Waiting:
 
 
 @functools.cache
-def _program(apply: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+def program(apply: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+  """Returns an extractor's `apply` on all devices; equal ones give the same, so one compilation."""
   return devices.spread(apply)
 
 

@@ -112,15 +112,13 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   seeds = resolve.seeds(config.seeds, start)
   num_classes = guide.num_classes if guide else model.num_classes
   labels = resolve.labels(config, seeds, num_classes, start, model.image_shape)
-  if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
-    raise ValueError(f'config.labels: must be classes for a classifier to guide to, got '
-                     f"{config.labels!r}; give 'random', 'balanced' or a list")
+  guides.check_labels(guide, labels, config.labels)
   output = {name: config.output[name] for name in ('format', 'subfolders', 'uint8_rule')}
   identity = {'mode': 'generate',
               'config': {'schedule': schedule, 'solver': solver.identity, 'limit': config.limit,
                          'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'output': output},
-              'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+              'model': model.identity,
               **_extras(guide, condition, start)}
   results = results_lib.Results(
       folder=pathlib.Path(workdir), identity=identity, format=config.output.format,
@@ -242,7 +240,7 @@ def _beside(plan):
 def describe(model: models.Model) -> dict[str, Any]:
   """Returns what a manifest says of the model, and what it was run with."""
   return {
-      'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+      'model': model.identity,
       'versions': {'python': platform.python_version(),
                    **{name: importlib.metadata.version(name) for name in _PACKAGES}},
       'devices': {'kind': devices.kind(), 'count': devices.count()},
@@ -268,22 +266,22 @@ def _extras(guide, condition, start):
 
 
 def _manifest(plan, sampled, seconds, evaluations):
+  described = describe(plan.model)
   nfe = plan.solver.nfe
   if nfe is None:
     nfe = {'mean': float(np.mean(evaluations)), 'most': max(evaluations)} if evaluations else None
   return {
       'mode': 'generate',
       'config': plan.config,
-      'model': {'name': plan.model.name, 'sha256': plan.model.sha256, **plan.model.config},
+      'model': described['model'],
       **_extras(plan.guide, plan.condition, plan.start),
       'schedule': plan.schedule,
       'sigmas': plan.sigmas.tolist(),
       'solver': plan.solver.identity,
       'nfe': nfe,
       'uint8_rule': images.UINT8_RULES[plan.uint8_rule],
-      'versions': {'python': platform.python_version(),
-                   **{name: importlib.metadata.version(name) for name in _PACKAGES}},
-      'devices': {'kind': devices.kind(), 'count': devices.count(),
+      'versions': described['versions'],
+      'devices': {**described['devices'],
                   'images_per_device': devices.share_of(plan.batch_size)},
       'seconds': {name: round(value, 3) for name, value in seconds.items()},
       'images_per_second': round(sampled / seconds['sample'], 3) if sampled else None,

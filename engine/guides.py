@@ -136,6 +136,22 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[st
                f'guided by {network.name}' if network else f'{name} at {float(config.scale):g}')
 
 
+def check_labels(guide: Guide | None, labels: np.ndarray, text: str) -> None:
+  """Refuses to guide images towards no class.
+
+  Args:
+    guide: guidance, or None.
+    labels: of the images, np.int32 (n,), below 0 without a class.
+    text: config.labels, for the error.
+
+  Raises:
+    ValueError: if the guidance needs classes and an image has none.
+  """
+  if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
+    raise ValueError('config.labels: must be classes for a classifier to guide to, got '
+                     f"{text!r}; give 'random', 'balanced' or a list")
+
+
 def between_networks(method: Method, constants: Constants, plain: Callable[..., jax.Array],
                      labels: jax.Array | None) -> Callable[..., jax.Array]:
   """Returns the denoiser guided by the difference of two answers; `plain` where there is none.

@@ -65,6 +65,12 @@ def write(folder: pathlib.Path, now: dict[str, Any]) -> None:
   write_json(folder / NAME, now)
 
 
+def claim(folder: pathlib.Path, now: dict[str, Any]) -> None:
+  """Writes run.json unless it is there: as `write`, for a folder that `check` has seen."""
+  if not (folder / NAME).exists():
+    write(folder, now)
+
+
 def read_json(file: pathlib.Path) -> dict[str, Any] | None:
   """Returns the content of a JSON file of ours, None if it is not there.
 

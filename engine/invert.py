@@ -109,7 +109,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               'config': {'schedule': schedule, 'solver': solver, 'limit': config.limit,
                          'labels': str(config.labels), 'seeds_from': config.seeds_from,
                          'output': output},
-              'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+              'model': model.identity,
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
   results = results_lib.Results(
       folder=pathlib.Path(workdir), identity=identity, format=config.output.format,

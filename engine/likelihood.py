@@ -110,7 +110,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               'config': {'schedule': schedule, 'solver': {'name': 'ddpm', 'variance': variance},
                          'limit': config.limit, 'labels': str(config.labels),
                          'seeds_from': config.seeds_from},
-              'model': {'name': model.name, 'sha256': model.sha256, **model.config},
+              'model': model.identity,
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
   identity_lib.check(pathlib.Path(workdir), identity)
   folder = files.check_folder(workdir)
@@ -137,8 +137,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   parts = plan.folder / _PARTS
   for folder in (plan.folder, parts):
     files.remove_partial(folder)
-  if not (plan.folder / identity_lib.NAME).exists():
-    identity_lib.write(plan.folder, plan.identity)
+  identity_lib.claim(plan.folder, plan.identity)
   earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'total'))
   if earlier and earlier['seeds'] == plan.seeds.tolist():
     return f'nothing to do: {_say(plan, earlier["total"])}'

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 
 import models
-from engine import batches, devices, evaluate, images
+from engine import batches, devices, evaluate, features as features_lib, images
 from evaluation import bootstrap, extractors, moments
 from models import digits
 
@@ -146,17 +146,12 @@ def extract(extractor: extractors.Extractor, pixels: np.ndarray,
   Returns:
     Name -> float32 (n, d).
   """
-  program, params = _program(extractor.apply), devices.replicate(extractor.params)
+  program, params = features_lib.program(extractor.apply), devices.replicate(extractor.params)
   parts = [program(params, devices.split(extractor.prepare(pixels[indices])))
            for indices in batches.split(np.arange(len(pixels)),
                                         devices.share_of(batch_size) * devices.count())]
   return {name: np.concatenate([devices.merge(part[name]) for part in parts])[:len(pixels)]
           for name in extractor.dims}
-
-
-@functools.cache
-def _program(apply):
-  return devices.spread(apply)
 
 
 def root_mean_square(errors: np.ndarray | None,

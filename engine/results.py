@@ -109,8 +109,7 @@ def begin(results: Results, alone: bool = True) -> bool:
     _remove_parts(results)
     if is_complete(results):
       return True
-  if not (folder / identity.NAME).exists():
-    identity.write(folder, results.identity)
+  identity.claim(folder, results.identity)
   for some in image_folders:
     some.mkdir(parents=True, exist_ok=True)
   if manifest:

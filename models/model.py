@@ -48,6 +48,11 @@ class Model:
   apply_features: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   apply_variance: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What tells it from other models: plain values for run.json and manifests."""
+    return {'name': self.name, 'sha256': self.sha256, **self.config}
+
   def denoise(self, x: jax.Array, sigma: jax.Array | float,
               labels: jax.Array | None = None) -> jax.Array:
     """Returns D(x; sigma) = E[x0 | x, label], see `apply`."""
