@@ -62,6 +62,22 @@ def replicate(tree: Any) -> Any:
   return _place(tree)
 
 
+def copies(tree: Any) -> Any:
+  """Returns a pytree of arrays as parts (devices, ...) that are all the same, for `spread`."""
+  return _place(jax.tree.map(
+      lambda leaf: np.broadcast_to(np.asarray(leaf), (count(), *np.shape(leaf))), tree), _AXIS)
+
+
+def first(tree: Any) -> Any:
+  """Waits for parts that are all the same and returns one of them on the host."""
+  return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
+
+
+def mean(tree: Any) -> Any:
+  """Returns the mean over all devices, within a function that is `spread`."""
+  return jax.lax.pmean(tree, _AXIS)
+
+
 def spread(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
   """Returns a function that runs on all devices, compiled at the first call of each shape.
 

@@ -4,10 +4,8 @@ Step s draws its images, levels and noise from the seed and s alone, so a run th
 started again ends with the parameters of one that was not.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -19,9 +17,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
-from engine import data as data_lib, files, identity, losses, plots, progress as progress_lib
+from engine import (
+  checkpoints,
+  data as data_lib,
+  files,
+  identity,
+  losses,
+  plots,
+  progress as progress_lib,
+)
 from models import directory, networks
 from samplers import checks
 
@@ -136,20 +141,19 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   files.remove_partial(folder)
   identity.write(folder, plan.identity)
   started = time.perf_counter()
-  options = ocp.CheckpointManagerOptions(
-      max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True)
-  with ocp.CheckpointManager((folder / 'checkpoints').absolute(), options=options) as manager:
-    state = _restore(plan, manager)
+  with checkpoints.opened(folder) as manager:
+    shape = plan.training.images.shape[1:]
+    state = checkpoints.restore(
+        manager, functools.partial(initialize, plan.network, shape, make_optimizer(train)),
+        jax.random.key(train.seed))
     first = int(state.step)
-    lines = _kept_lines(folder / _METRICS, first)
+    lines = checkpoints.kept_lines(folder / _METRICS, first)
     with progress('training', train.steps, 'steps', done=first) as advance:
       for reached, line in _steps(plan, state, advance):
         if line:
-          lines.append(line)
-          with open(folder / _METRICS, 'a') as file:
-            file.write(f'{json.dumps(line)}\n')
+          checkpoints.add_line(folder / _METRICS, lines, line)
         if int(reached.step) % train.checkpoint_every == 0 or int(reached.step) == train.steps:
-          _save(manager, reached)
+          checkpoints.save('train', manager, int(reached.step), reached)
         state = reached
   title = f'{train.kind} of {train.data}, {plan.training.num_classes} classes'
   plots.write_training(folder / 'metrics.png', lines, title)
@@ -200,37 +204,6 @@ def _settings(given, shape, num_classes):
   return {name: value for name, value in derived.items() if name in module.__dataclass_fields__} | {
       name: list(value) if isinstance(value, tuple) else value for name, value in given.items()
       if value is not None and name != 'name'}
-
-
-def _restore(plan, manager):
-  """The State of the last checkpoint, or the first one."""
-  shape = plan.training.images.shape[1:]
-  init = jax.jit(functools.partial(initialize, plan.network, shape, make_optimizer(plan.train)))
-  key = jax.random.key(plan.train.seed)
-  step = manager.latest_step()
-  if step is None:
-    return init(key)
-  return manager.restore(step, args=ocp.args.StandardRestore(jax.eval_shape(init, key)))
-
-
-def _save(manager, state):
-  try:
-    manager.save(int(state.step), args=ocp.args.StandardSave(state))
-  except (OSError, ValueError) as error:  # Storage errors come as ValueError from below Orbax.
-    raise OSError(f'train: checkpoint must be writable, got {str(error)[:200]}; make room, and the '
-                  'same command goes on from the last one') from error
-
-
-def _kept_lines(path, step):
-  """Lines of metrics up to a step; what a killed run wrote after its last checkpoint goes."""
-  kept = []
-  for text in path.read_text().splitlines() if path.exists() else []:
-    with contextlib.suppress(json.JSONDecodeError):  # The last one may be cut.
-      line = json.loads(text)
-      kept += [line] if line['step'] <= step else []
-  with files.replacing(path) as file:
-    file.write(''.join(f'{json.dumps(line)}\n' for line in kept).encode())
-  return kept
 
 
 def make_optimizer(train: ml_collections.FrozenConfigDict) -> optax.GradientTransformation:

@@ -1,0 +1,319 @@
+"""The one trainer of everything that learns from a teacher: solvers with numbers in them, students.
+
+A Lesson says who teaches, what is learned and what is to be small; here are the loop, the devices,
+the optimizer, checkpoints and metrics. One sweep is one batch of latents: the teacher's answer is
+computed once, then one update follows another, each from where the one before has arrived.
+
+Sample j of sweep b draws all its noise from the seed and its own number, so that neither the number
+of devices nor an interruption has a part in the result.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from engine import checkpoints, devices, plots, progress as progress_lib
+
+METRICS, PLOT = 'metrics.jsonl', 'metrics.png'
+
+_LATENT, _LABEL, _NOISE, _SWEEP, _INITIAL = range(5)  # Streams of the seed.
+_LARGEST = 1e5  # What an infinite gradient counts as.
+_DIVERGED = 1e3  # Times the first loss.
+
+
+class Batch(NamedTuple):
+  """What one device sees of a sweep.
+
+  Attributes:
+    latents: standard normal, float32 (share, height, width, channels).
+    labels: int32 (share,), below 0 without a class; None for a model without.
+    keys: one typed key per sample, (share,), for noise of its own.
+    key: one typed key of the sweep, the same on all devices.
+  """
+
+  latents: jax.Array
+  labels: jax.Array | None
+  keys: jax.Array
+  key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lesson:
+  """What is learned, from whom, and by which measure; all functions are pure.
+
+  Attributes:
+    initial: initial(key) -> learned, a pytree of float arrays.
+    teach: teach(constants, batch) -> what the student is compared with.
+    begin: begin(constants, batch) -> carry, the state that the first update starts from.
+    loss: loss(learned, constants, batch, target, carry, i) -> (loss, (carry, told)) of update i,
+      perhaps traced; the loss is a mean over the batch, `told` has scalars to be seen, by name.
+      The carry takes no gradient to the next update.
+    updates: of one sweep.
+    skips: the first updates that learn nothing: only their carry counts.
+  """
+
+  initial: Callable[[jax.Array], Any]
+  teach: Callable[[Any, Batch], Any]
+  begin: Callable[[Any, Batch], Any]
+  loss: Callable[..., tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+  updates: int
+  skips: int = 0
+
+
+class State(NamedTuple):
+  """What a sweep changes; a checkpoint holds it whole.
+
+  Attributes:
+    sweep: sweeps done, int32 scalar.
+    learned: pytree of arrays.
+    optimizer: state of optax.
+  """
+
+  sweep: jax.Array
+  learned: Any
+  optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Course:
+  """A training with nothing left to decide.
+
+  Attributes:
+    who: the job, for errors.
+    lessons: of which `choose` takes one for every sweep; all learn the same.
+    optimizer: of optax.
+    constants: pytree of arrays, whole on every device: parameters of networks and the like.
+    image_shape: (height, width, channels).
+    classes: np.int32 (k,), which samples take in turn; None: drawn at random.
+    num_classes: of the labels, 0 without.
+    seed: of everything random.
+    sweeps: number of batches.
+    batch_size: trajectories of a sweep over all devices; their number divides it.
+    log_every: sweeps between lines of metrics.
+    checkpoint_every: sweeps between checkpoints.
+    folder: where checkpoints and metrics go; it exists.
+    remedy: what to do about a loss that diverges.
+    choose: sweep number -> index of its lesson.
+    describe: learned -> name -> array, also told in the metrics; or None.
+    title: of the plot.
+  """
+
+  who: str
+  lessons: Sequence[Lesson]
+  optimizer: optax.GradientTransformation
+  constants: Any
+  image_shape: tuple[int, int, int]
+  classes: np.ndarray | None
+  num_classes: int
+  seed: int
+  sweeps: int
+  batch_size: int
+  log_every: int
+  checkpoint_every: int
+  folder: pathlib.Path
+  remedy: str
+  title: str
+  choose: Callable[[int], int] = lambda sweep: 0
+  describe: Callable[[Any], dict[str, Any]] | None = None
+
+
+def sweep(lesson: Lesson, optimizer: optax.GradientTransformation, state: State, constants: Any,
+          batch: Batch, mean: Callable[[Any], Any] = lambda tree: tree,
+          ) -> tuple[State, dict[str, jax.Array]]:
+  """Does all updates of one batch; pure, one compilation whatever their number.
+
+  Gradients that are not finite are made so, as AMED's and SFD's trainings do: NaN counts as 0, an
+  infinite one as 1e5.
+
+  Args:
+    lesson: what is learned.
+    optimizer: of optax.
+    state: before.
+    constants: of the Course.
+    batch: of this device.
+    mean: takes the mean of a pytree over devices.
+
+  Returns:
+    (State after, told), told: 'loss' and what the lesson tells, arrays (updates,).
+  """
+  target = jax.lax.stop_gradient(lesson.teach(constants, batch))
+
+  def learn(learned, at, i):
+    return lesson.loss(learned, constants, batch, target, at, i)
+
+  def update(before, i):
+    learned, optimizer_state, at = before
+    (loss, (at, told)), gradient = jax.value_and_grad(learn, has_aux=True)(learned, at, i)
+    gradient, told = mean((gradient, {'loss': loss, **told}))
+    gradient = jax.tree.map(
+        lambda leaf: jnp.nan_to_num(leaf, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), gradient)
+    updates, optimizer_state = optimizer.update(gradient, optimizer_state, learned)
+    learned = optax.apply_updates(learned, updates)
+    return (learned, optimizer_state, jax.lax.stop_gradient(at)), told
+
+  at, skipped = lesson.begin(constants, batch), []
+  for i in range(lesson.skips):
+    loss, (at, told) = learn(state.learned, at, i)
+    at = jax.lax.stop_gradient(at)
+    skipped.append(jax.tree.map(lambda leaf: leaf[None], mean({'loss': loss, **told})))
+  (learned, optimizer_state, _), told = jax.lax.scan(
+      update, (state.learned, state.optimizer, at), jnp.arange(lesson.skips, lesson.updates))
+  told = jax.tree.map(lambda *parts: jnp.concatenate(parts), *skipped, told)
+  return State(state.sweep + 1, learned, optimizer_state), told
+
+
+def first_state(lesson: Lesson, optimizer: optax.GradientTransformation,
+                key: jax.Array) -> State:
+  """Returns the State before the first sweep.
+
+  Args:
+    lesson: any of the Course.
+    optimizer: of the Course.
+    key: of the run.
+  """
+  learned = lesson.initial(jax.random.fold_in(key, _INITIAL))
+  return State(jnp.zeros((), jnp.int32), learned, optimizer.init(learned))
+
+
+def draw(course: Course, number: jax.Array, numbers: jax.Array) -> Batch:
+  """Draws what one device sees of a sweep.
+
+  Args:
+    course: the training.
+    number: of the sweep, an integer.
+    numbers: of its samples, counted over all sweeps, integers (share,).
+
+  Returns:
+    The Batch.
+  """
+  root = jax.random.key(course.seed)
+  def keys(stream):
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(root, stream)))(
+        numbers)
+  latents = jax.vmap(lambda key: jax.random.normal(key, course.image_shape, jnp.float32))(
+      keys(_LATENT))
+  labels = None
+  if course.num_classes and course.classes is not None:
+    labels = jnp.asarray(course.classes)[numbers % len(course.classes)]
+  elif course.num_classes:
+    labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, course.num_classes, jnp.int32))(
+        keys(_LABEL))
+  return Batch(latents, labels, keys(_NOISE),
+               jax.random.fold_in(jax.random.fold_in(root, _SWEEP), number))
+
+
+def train(course: Course, progress: progress_lib.Progress = progress_lib.silent,
+          ) -> tuple[Any, list[dict[str, Any]]]:
+  """Trains from the last checkpoint on, and plots what the metrics tell.
+
+  Args:
+    course: the training.
+    progress: how to show progress.
+
+  Returns:
+    (learned, lines): what was learned, NumPy arrays; lines of metrics.
+
+  Raises:
+    FloatingPointError: if the loss is not finite, or a thousand times what it was at first; the
+      last good checkpoint stays.
+    OSError: if a file cannot be written.
+  """
+  with checkpoints.opened(course.folder) as manager:
+    key = jax.random.key(course.seed)
+    state = checkpoints.restore(
+        manager, functools.partial(first_state, course.lessons[0], course.optimizer), key)
+    done = int(state.sweep)
+    lines = checkpoints.kept_lines(course.folder / METRICS, done)
+    size = course.batch_size
+    with progress('training', course.sweeps * size, 'trajectories', done=done * size) as advance:
+      for reached, count, told in _sweeps(course, state, lines, advance):
+        for line in told:
+          checkpoints.add_line(course.folder / METRICS, lines, line)
+        if count % course.checkpoint_every == 0 or count == course.sweeps:
+          checkpoints.save(course.who, manager, count, devices.first(reached))
+        state = reached
+  plots.write_lessons(course.folder / PLOT, lines, course.title)
+  learned = devices.first(state.learned) if course.sweeps > done else state.learned
+  return jax.device_get(learned), lines
+
+
+def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[dict[str, Any]]]]:
+  """Yields (state, sweeps done, lines of metrics) where there is something to write."""
+  programs = [_program(course, lesson) for lesson in course.lessons]
+  constants = devices.replicate(course.constants)
+  done, state = int(state.sweep), devices.copies(state)
+  watch = _Watch(course, lines)
+  queued = None
+  for number in range(done, course.sweeps):
+    which = course.choose(number)
+    numbers = number * course.batch_size + np.arange(course.batch_size)
+    state, told = programs[which](constants, (state, devices.split(numbers.astype(np.uint32))))
+    if queued is not None:  # The sweep before: one is always queued behind it.
+      watch.see(*queued)
+    queued, count = (number, which, told), number + 1
+    due = count % course.log_every == 0 or count == course.sweeps
+    if due or count % course.checkpoint_every == 0:
+      watch.see(*queued)  # Before a checkpoint: what is kept was good.
+      queued = None
+      yield state, count, watch.lines(count, state) if due else []
+    advance(course.batch_size, **watch.shown())
+
+
+def _program(course, lesson):
+  def run(constants, parts):
+    state, numbers = parts
+    batch = draw(course, state.sweep, numbers)
+    return sweep(lesson, course.optimizer, state, constants, batch, devices.mean)
+  return devices.spread(run)
+
+
+class _Watch:
+  """Gathers what sweeps tell into lines of metrics, and stops a training that diverges."""
+
+  def __init__(self, course, lines):
+    self._course = course
+    self._told = {}
+    self._since = None
+    self._loss = None
+    self._first = {line['lesson']: line['loss'] for line in reversed(lines)}
+
+  def see(self, number, which, told):
+    told = {name: values.tolist() for name, values in devices.first(told).items()}
+    self._loss = sum(told['loss']) / len(told['loss'])
+    first = self._first.setdefault(which, told['loss'])
+    for i, (loss, before) in enumerate(zip(told['loss'], first, strict=True)):
+      if not np.isfinite(loss) or loss > _DIVERGED * max(before, 1e-6 * max(first)):
+        course = self._course
+        raise FloatingPointError(
+            f'{course.who}: loss must stay finite and near its start, got {loss:.4g} (at first '
+            f'{before:.4g}) in sweep {number + 1} of {course.sweeps}, update {i + 1}; '
+            f'{course.remedy}; the last good checkpoint stays in {course.folder}')
+    self._told.setdefault(which, []).append(told)
+    self._since = self._since or (number + 1, time.perf_counter())  # After the compilation.
+
+  def shown(self):
+    return {} if self._loss is None else {'loss': f'{self._loss:.4g}'}
+
+  def lines(self, count, state):
+    course, (since, started) = self._course, self._since
+    rate = (count - since) * course.batch_size / (time.perf_counter() - started)
+    described = {}
+    if course.describe:
+      described = {name: np.asarray(value).tolist()
+                   for name, value in course.describe(devices.first(state.learned)).items()}
+    lines = []
+    for which, sweeps in sorted(self._told.items()):
+      means = {name: np.mean([told[name] for told in sweeps], axis=0).tolist()
+               for name in sweeps[0]}
+      lines.append({'step': count, 'trajectories': count * course.batch_size, 'lesson': which,
+                    **means, **described, 'trajectories_per_second': round(rate, 2)})
+    self._told, self._since = {}, (count, time.perf_counter())
+    return lines
