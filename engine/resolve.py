@@ -8,7 +8,14 @@ import numpy as np
 
 import models
 import samplers
-from engine import images, inputs as inputs_lib, results as results_lib, sampler, seeds as seeds_lib
+from engine import (
+  grid_files,
+  images,
+  inputs as inputs_lib,
+  results as results_lib,
+  sampler,
+  seeds as seeds_lib,
+)
 from models import mixture
 from samplers import checks
 
@@ -53,9 +60,19 @@ def sigmas(name: str, given: dict[str, Any],
                model: models.Model) -> tuple[np.ndarray, dict[str, Any]]:
   """Returns the grid of noise levels, and the arguments that made it.
 
+  Of a file of levels, the levels are among the arguments, and not its name: they are what counts.
+
   Raises:
-    ValueError: if the schedule refuses them.
+    ValueError: if the schedule refuses them, or there is a file of levels that is none or does not
+      go with them.
   """
+  if given.get('path') is not None:
+    for field, value, rule in (('name', name, 'explicit'), ('sigmas', given.get('sigmas'), None)):
+      if value != rule:
+        raise ValueError(f'config.schedule.{field}: must be {rule} with a file of levels in '
+                         f'config.schedule.path, got {value!r}; or leave the path out')
+    given = {**given, 'sigmas': grid_files.read(given['path']).tolist()}
+  given = {option: value for option, value in given.items() if option != 'path'}
   arguments = {'sigma_min': model.sigma_min, 'sigma_max': model.sigma_max}
   arguments |= samplers.schedule_options(name)
   arguments |= {option: _numbers(option, value) for option, value in given.items()}
@@ -112,7 +129,8 @@ def batch_size(config: ml_collections.ConfigDict) -> int:
 def given(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the fields that have a value, without those of jobs of their own."""
   given = _given(config.to_dict())
-  for group in ('train', 'convert', 'evaluate', 'compare', 'analyze'):
+  for group in ('train', 'learn', 'distill', 'search', 'convert', 'evaluate', 'compare',
+                'analyze'):
     given.pop(group, None)
   return given
 
@@ -129,8 +147,8 @@ def check_names(config: ml_collections.ConfigDict) -> None:
 
 def refuse(config: ml_collections.ConfigDict, job: str) -> None:
   """Raises ValueError if a field is given that only the mode generate has."""
-  for field in ('guidance.method', 'guidance.classifier', 'guidance.weak', 'guidance.interval',
-                'condition.task', 'condition.image', 'condition.mask'):
+  for field in ('predictor.path', 'guidance.method', 'guidance.classifier', 'guidance.weak',
+                'guidance.interval', 'condition.task', 'condition.image', 'condition.mask'):
     group, name = field.split('.')
     if config[group][name] is not None:
       raise ValueError(f'config.{field}: must be left out with --mode={job}, got '

@@ -3,14 +3,21 @@
 from samplers import (  # noqa: F401 - the solvers among them register
   adams,
   adaptive,
+  adasde,
+  amed,
   ancestral,
   bound,
   chains,
   consistency,
   ddpm,
   dpmpp,
+  epd,
+  gits,
   guidance,
   imputation,
+  learned,
+  learned_grid,
+  learned_table,
   moments,
   noise,
   runge_kutta,
@@ -25,6 +32,7 @@ from samplers.run import run
 from samplers.schedules import SCHEDULES, schedule, schedule_option_types, schedule_options
 from samplers.table import Table, pad
 
-__all__ = ['LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'bound', 'build', 'chains', 'ddpm',
-           'guidance', 'imputation', 'make', 'moments', 'noise', 'option_types', 'options', 'pad',
-           'run', 'schedule', 'schedule_option_types', 'schedule_options']
+__all__ = ['LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'amed', 'bound', 'build', 'chains',
+           'ddpm', 'gits', 'guidance', 'imputation', 'learned', 'make', 'moments', 'noise',
+           'option_types', 'options', 'pad', 'run', 'schedule', 'schedule_option_types',
+           'schedule_options']

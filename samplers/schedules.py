@@ -12,8 +12,8 @@ SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function f
     grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
     grids.edm, grids.vp, grids.ve, table_grids.iddpm, grids.karras, grids.exponential,
     grids.polyexponential, grids.kvp, table_grids.normal, table_grids.sgm_uniform,
-    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, chains.respaced,
-    consistency.subset, grids.explicit)}
+    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, table_grids.gits,
+    chains.respaced, consistency.subset, grids.explicit)}
 """Schedule by name: function(num_steps, sigma_min, sigma_max, **options) -> levels."""
 
 _RANGE = ('num_steps', 'sigma_min', 'sigma_max')
@@ -46,7 +46,7 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
              **options: Any) -> np.ndarray:
   """Returns a decreasing grid of noise levels, checked.
 
-  Ending at sigma_min: polynomial, logsnr, time_uniform, discrete, subset. Ending in 0 after
+  Ending at sigma_min: polynomial, logsnr, time_uniform, discrete, gits, subset. Ending in 0 after
   num_steps positive levels: edm, vp, ve, iddpm, karras, exponential, polyexponential, kvp, normal,
   sgm_uniform, beta, kl_optimal, linear_quadratic, ays, respaced. As given: explicit.
 
@@ -55,9 +55,9 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
   Args:
     name: a key of SCHEDULES.
     num_steps: number of intervals, >= 1. Unused by explicit.
-    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays, respaced and
+    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays, gits, respaced and
       explicit.
-    sigma_max: first level, > sigma_min. Unused by kvp, ays, respaced and explicit.
+    sigma_max: first level, > sigma_min. Unused by kvp, ays, gits, respaced and explicit.
     levels: the levels of a network that knows no others, in any order: every positive level of the
       grid is replaced by the nearest positive one of them. Several may meet in one; the step
       between equal levels is the identity in every solver.
@@ -79,7 +79,8 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
   for option, parameter in parameters.items():
     if (option not in _RANGE and parameter.default is parameter.empty
         and options.get(option) is None):
-      raise ValueError(f'{name}: {option} must be given, got None; {_REMEDIES[option]}')
+      raise ValueError(f'{name}: {option} must be given, got None; '
+                       f'{_REMEDIES.get((name, option)) or _REMEDIES[option]}')
   given = dict(zip(_RANGE, (num_steps, sigma_min, sigma_max), strict=True))
   needed = {option for option in _RANGE if parameters[option].default is inspect.Parameter.empty}
   grid = SCHEDULES[name](**_check_range(name, given, needed), **options)
@@ -90,7 +91,8 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
 
 _REMEDIES = {
     'sigmas': 'give two or more decreasing levels',
-    'model': f'choose one of {", ".join(table_grids.AYS_LEVELS)}',
+    ('ays', 'model'): f'choose one of {", ".join(table_grids.AYS_LEVELS)}',
+    ('gits', 'model'): f'choose one of {", ".join(table_grids.GITS_LEVELS)}',
     'alphas_cumprod': "give the network's alpha_bar by training step, or one of "
                       f'{", ".join(levels_lib.ALPHAS_CUMPROD)}',
 }

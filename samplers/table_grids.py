@@ -27,6 +27,11 @@ AYS_LEVELS = {
 """Align Your Steps: the short names as ComfyUI computes them from the published timesteps, the long
 ones rounded as the authors print them."""
 
+GITS_LEVELS = {
+    'cifar10': {6: (80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002)},
+}
+"""Grids that the authors of GITS print, by data set and number of steps."""
+
 
 def discrete(num_steps: int, sigma_min: float, sigma_max: float,
              alphas_cumprod: str | Sequence[float] | None = None, rho: float = 1,
@@ -223,6 +228,39 @@ def ays(num_steps: int | None = None, sigma_min: float | None = None,
   positions = np.linspace(0, len(published) - 1, num_steps + 1)[:-1]
   log_levels = np.interp(positions, np.arange(len(published)), np.log(published))
   return grids.append_zero(np.exp(log_levels))
+
+
+def gits(num_steps: int | None = None, sigma_min: float | None = None,
+         sigma_max: float | None = None, *, model: str) -> np.ndarray:
+  """Returns a published GITS grid: the steps that a search chose for a data set, for iPNDM.
+
+  A search depends on the number of steps, so there is no grid in between; `samplers.gits` searches
+  one for any number and model.
+
+  Source: Chen et al. 2024 (GITS), arXiv:2405.11326; the list is in the README of its code. It is
+  the 61-point polynomial grid of rho 7 at the points 0, 19, 27, 33, 39, 45 and 60, to 4 decimals.
+
+  Args:
+    num_steps: intervals, one of those published; may be None where there is but one.
+    sigma_min: unused, the list gives it.
+    sigma_max: unused.
+    model: a key of GITS_LEVELS.
+
+  Returns:
+    np.float64 of shape (num_steps + 1,), ending at sigma_min.
+
+  Raises:
+    ValueError: if the model is unknown, or there is no grid of so many steps.
+  """
+  del sigma_min, sigma_max
+  checks.check_choice('gits', 'model', model, tuple(GITS_LEVELS))
+  published = GITS_LEVELS[model]
+  if num_steps is None and len(published) == 1:
+    num_steps, = published
+  if num_steps not in published:
+    raise ValueError(f'gits: num_steps must be a published one, {", ".join(map(str, published))} '
+                     f'for {model}, got {num_steps}; search a grid for another')
+  return np.array(published[num_steps])
 
 
 def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:

@@ -8,7 +8,7 @@ SD = levels.ALPHAS_CUMPROD['stable_diffusion']()
 RANGE = levels.table_range(SD)
 OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
            'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
-           'respaced': {'alphas_cumprod': SD}}
+           'respaced': {'alphas_cumprod': SD}, 'gits': {'model': 'cifar10'}}
 NAN, INF = float('nan'), float('inf')
 
 
@@ -106,6 +106,9 @@ def test_bad_lists(sigmas, message):
     ('linear_quadratic', {'linear_steps': 0}, 'linear_steps must be .* got 0; '),
     ('ays', {'model': 'SD2'}, "unknown model 'SD2'.*known: SD1, SDXL, SVD, "),
     ('ays', {}, 'model must be given, got None; choose one of .*SDXL'),
+    ('gits', {'model': 'cifar10'}, 'num_steps must be a published one, 6 for cifar10, got 5; '),
+    ('gits', {'model': 'cifar'}, "unknown model 'cifar'; did you mean cifar10"),
+    ('gits', {}, 'model must be given, got None; choose one of cifar10'),
     ('normal', {}, 'alphas_cumprod must be given, got None; .*latent_diffusion'),
     ('sgm_uniform', {'alphas_cumprod': None}, 'alphas_cumprod must be given, got None; '),
     ('karras', {'roh': 5}, "unknown option 'roh'; did you mean rho.* known: rho"),

@@ -177,17 +177,30 @@ def test_published_lists_are_given_as_printed(model):
   np.testing.assert_allclose(twice[1:-3:2]**2, twice[:-4:2] * twice[2:-2:2], rtol=1e-13)
 
 
+def test_the_published_grid_of_gits_lies_on_its_fine_grid():
+  published = json.loads((GOLDEN.parent / 'gits' / 'anchors.json').read_text())['published_grids']
+  printed = published['readme_cifar10_num_steps_7']
+  grid = schedules.schedule('gits', 6, model='cifar10')
+  np.testing.assert_array_equal(grid, printed['t'])
+  np.testing.assert_array_equal(schedules.schedule('gits', model='cifar10'), grid)
+  fine = schedules.schedule('polynomial', 60, 0.002, 80.0, rho=7)
+  np.testing.assert_allclose(fine[printed['indices_in_the_61_point_polynomial_rho7_grid']], grid,
+                             atol=5e-5)
+
+
 # Laws over the registry.
 
+# Those of any number of steps.
+FREE = sorted(set(schedules.SCHEDULES) - {'explicit', 'gits'})
 ENDS_AT_SIGMA_MIN = ('polynomial', 'logsnr', 'time_uniform', 'discrete', 'subset')
 RANGE = levels.table_range(SD)
 OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
            'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
-           'respaced': {'alphas_cumprod': SD}}
+           'respaced': {'alphas_cumprod': SD}, 'gits': {'model': 'cifar10'}}
 LENGTHS = (1, 2, 3, 10, 37)
 
 
-@pytest.mark.parametrize('name', sorted(set(schedules.SCHEDULES) - {'explicit'}))
+@pytest.mark.parametrize('name', FREE)
 @pytest.mark.parametrize('steps', LENGTHS)
 def test_grids_decrease_over_the_right_number_of_levels(name, steps):
   grid = schedules.schedule(name, steps, *RANGE, **OPTIONS.get(name, {}))
@@ -203,8 +216,8 @@ def test_grids_decrease_over_the_right_number_of_levels(name, steps):
 
 # iddpm takes levels of its network; sgm_uniform, ays and linear_quadratic leave out sigma_min, kvp
 # has its own range.
-@pytest.mark.parametrize('name', sorted(set(schedules.SCHEDULES) - {
-    'explicit', 'iddpm', 'kvp', 'ays', 'sgm_uniform', 'linear_quadratic'}))
+@pytest.mark.parametrize('name', sorted(set(FREE) - {
+    'iddpm', 'kvp', 'ays', 'sgm_uniform', 'linear_quadratic'}))
 @pytest.mark.parametrize('steps', [1, 10])
 def test_grids_reach_both_ends_of_the_range(name, steps):
   grid = schedules.schedule(name, steps, *RANGE, **OPTIONS.get(name, {}))
@@ -346,5 +359,5 @@ def test_options_are_those_of_the_signatures():
   for name in schedules.SCHEDULES:
     given = schedules.schedule_options(name) | OPTIONS.get(name, {})
     np.testing.assert_array_equal(
-        schedules.schedule(name, 5, *RANGE, **given),
-        schedules.schedule(name, 5, *RANGE, **OPTIONS.get(name, {})))
+        schedules.schedule(name, 6, *RANGE, **given),
+        schedules.schedule(name, 6, *RANGE, **OPTIONS.get(name, {})))
