@@ -5,11 +5,11 @@ from ml_collections import config_dict
 
 
 def get_group() -> ml_collections.ConfigDict:
-  """Returns config.convert; --workdir names the model directory to be made."""
+  """Returns config.convert; --workdir names the directory of the model or predictor to be made."""
   convert = ml_collections.ConfigDict()
-  # The checkpoint: a file of EDM or SFD (.pkl), of guided-diffusion (.pt), or of a network of
-  # features: an Inception of FID (.pth, .pt, .pkl), LPIPS (vgg.pth with vgg16-397923af.pth beside
-  # it), a CLIP (.pt, .safetensors).
+  # The checkpoint: a file of EDM or SFD (.pkl), of guided-diffusion (.pt), of a predictor of AMED
+  # (.pkl), or of a network of features: an Inception of FID (.pth, .pt, .pkl), LPIPS (vgg.pth with
+  # vgg16-397923af.pth beside it), a CLIP (.pt, .safetensors).
   convert.source = config_dict.placeholder(str)
   convert.family = config_dict.placeholder(str)  # One of convert.FAMILIES; None: recognized.
   # A file of guided-diffusion holds tensors alone. Which published one it is, a key of
@@ -19,8 +19,8 @@ def get_group() -> ml_collections.ConfigDict:
   # {"image_size": 64, "num_channels": 192}, or with the arguments of UNetModel. For a CLIP that is
   # none of OpenAI's: the config.json or open_clip_config.json beside it.
   convert.architecture = config_dict.placeholder(str)
-  # Side of a denoiser's or classifier's images in pixels, to be told early of a wrong file; None:
-  # any.
+  # Side in pixels of a denoiser's, classifier's or predictor's images, to be told early of a wrong
+  # file; None: any.
   convert.resolution = config_dict.placeholder(int)
   convert.sha256 = config_dict.placeholder(str)  # That the file must have, in hex; None: any.
   convert.dtype = 'float32'  # Of the parameters on disk: 'float32', 'float16' or 'bfloat16'.

@@ -9,6 +9,7 @@ import numpy as np
 
 from convert import (
     adm,
+    amed,
     clip,
     containers,
     edm,
@@ -27,17 +28,17 @@ __all__ = ['FAMILIES', 'Converted', 'check_family', 'find_architecture', 'load',
 # Networks of features: modules with matches(tensors) and convert(tensors).
 _FEATURES = {'inception': inception, 'lpips': lpips, 'clip': clip}
 
-FAMILIES = 'edm', 'sfd', 'adm', *_FEATURES
-"""EDM's networks; students of SFD; guided-diffusion's; networks of features."""
+FAMILIES = 'edm', 'sfd', 'adm', 'amed', *_FEATURES
+"""EDM's networks; students of SFD; guided-diffusion's; predictors of AMED; networks of features."""
 
 _PUBLISHED_ELSEWHERE = {'model.diffusion_model.': 'latent diffusion', 'down_blocks.': 'diffusers'}
 
 
 class Converted(NamedTuple):
-  """A checkpoint as a model.
+  """A checkpoint as a model, or as a predictor.
 
   Attributes:
-    config: the fields of a model directory.
+    config: the fields of its directory, see models.directory.
     params: of its network, float32 NumPy arrays.
     source: where they come from, plain values, with the file's SHA-256.
     tensors: number of tensors in the file.
@@ -55,9 +56,9 @@ def load(path: str | os.PathLike, family: str | None = None, *, published: str |
   """Loads a published checkpoint.
 
   Args:
-    path: file of EDM or SFD (.pkl), of guided-diffusion (.pt, or .safetensors), or of a network of
-      features: an Inception of FID, LPIPS or a CLIP (.pth, .pkl, .pt of TorchScript, or
-      .safetensors).
+    path: file of EDM or SFD (.pkl), of guided-diffusion (.pt, or .safetensors), of a predictor of
+      AMED (.pkl), or of a network of features: an Inception of FID, LPIPS or a CLIP (.pth, .pkl,
+      .pt of TorchScript, or .safetensors).
     family: one of FAMILIES; None: recognized.
     published: for a file of guided-diffusion, which holds tensors alone, the one that it is: a key
       of convert.published.ADM; None: recognized by the file's name.
@@ -154,6 +155,8 @@ def _convert(found, data, settings, published, architecture):
                      f'got {published or "an architecture"}')
   if found in _FEATURES:
     return *_FEATURES[found].convert(data), {}
+  if found == 'amed':
+    return *amed.convert(*data), {'training': amed.training(*data)}
   return *edm.convert(data), ({'training': edm.training(data)} if found == 'sfd' else {})
 
 
@@ -168,8 +171,9 @@ def _recognize(container, data):
     if family:
       return family, module.tensors, module.tensors
     network = pickles.network(data)
-    student = any(name.startswith('model.map_step_') for name in network.tensors)
-    return ('sfd' if student else 'edm'), network, network.tensors
+    if network.class_name == amed.CLASS:
+      return 'amed', (network, data), network.tensors
+    return ('sfd' if edm.is_student(network) else 'edm'), network, network.tensors
   tensors = torchscript.tensors(data) if container == 'torchscript' else _state_dict(data)
   family = _feature_family(tensors)
   if family:

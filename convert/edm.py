@@ -2,7 +2,8 @@
 
 Parameters here have EDM's names (models/edm_unet.py, models/adm_unet.py), so the rules are read off
 the parameters. A file of EDM holds the arguments that its network was built with; one of SFD does
-not, and they are read off its tensors.
+not, and they are read off its tensors. Every student has layers for a step condition; only where
+it was trained with them are they kept, so `step_condition` of the settings says whether to give it.
 """
 
 from collections.abc import Mapping
@@ -50,7 +51,7 @@ def convert(network: pickles.Persistent) -> tuple[dict[str, Any], Any]:
   config = describe(network)
   module = networks.build(**config['network'])
   like = rules.shapes(module, config['image_shape'], len(network.tensors))
-  tensors = {name: array for name, array in network.tensors.items() if name != 'u'}  # In config.
+  tensors = {name: array for name, array in _used(network).items() if name != 'u'}  # In config.
   return config, rules.place(key_rules(like), tensors, like, constants(module))
 
 
@@ -63,13 +64,10 @@ def describe(network: pickles.Persistent) -> dict[str, Any]:
   Raises:
     ValueError: if the class or an argument is unknown or out of range.
   """
-  if network.class_name == 'AMED_predictor':
-    raise ValueError('convert: source must be a denoiser or classifier, got AMED_predictor, the '
-                     'predictor of a learned solver, which is no model by itself; convert the '
-                     'network that it steers')
   own = checks.lookup('class of network', network.class_name, ARGUMENTS)
   given = {**dict(zip(own, network.init_args, strict=False)), **network.init_kwargs}
-  given = {name: _plain(value) for name, value in (given or infer(network.tensors)).items()}
+  given = given or {**infer(_used(network)), **_dropout(network)}
+  given = {name: _plain(value) for name, value in given.items()}
   side, channels, classes = (_whole(given, name) for name in _COMMON[:3])
   settings = {name: value for name, value in given.items()
               if name not in own and name not in _TRAINING_ONLY}
@@ -91,8 +89,25 @@ def describe(network: pickles.Persistent) -> dict[str, Any]:
           'image_shape': [side, side, channels], 'num_classes': classes}
 
 
+def is_student(network: pickles.Persistent) -> bool:
+  """Says whether a network is a student of SFD."""
+  return isinstance(network.attributes.get('training_kwargs'), dict) or any(
+      name.startswith('model.map_step_') for name in network.tensors)
+
+
 def training(network: pickles.Persistent) -> dict[str, Any]:
-  """Returns what the file of an SFD student tells of its training, such as num_steps."""
+  """Returns what the file of an SFD student tells of its training, and so of its sampling.
+
+  Args:
+    network: as pickles.network returns it.
+
+  Returns:
+    Plain values under the names of the published code (diff-sampler): num_steps, the number of grid
+    points, one more than the intervals, which a student of SFD-v leaves open; afs; schedule_type
+    and schedule_rho; sigma_min and sigma_max; use_step_condition; is_second_stage; the teacher
+    (sampler_tea, M, max_order, predict_x0, lower_order_final); dataset_name, model_source,
+    guidance_type and guidance_rate.
+  """
   told = network.attributes.get('training_kwargs')
   return {name: value for name, value in (told if isinstance(told, dict) else {}).items()
           if isinstance(name, str) and isinstance(value, str | int | float | None)}
@@ -192,10 +207,40 @@ def _taps(tensors):
   return [1, 1]
 
 
+def _used(network):
+  """Tensors that answers depend on: without the step layers of a student that never read them.
+
+  The published second stage notes use_step_condition = False for a student of SFD-v too. Where the
+  layers began with biases of 0, in a SongUNet, other ones show that they were trained after all; in
+  a DhariwalUNet nothing does, and the note is believed.
+  """
+  steps = {name: array for name, array in network.tensors.items()
+           if name.startswith('model.map_step_') or '.affine_step.' in name}
+  told = training(network)
+  used = told.get('use_step_condition', True) or (
+      told.get('is_second_stage') and 'model.out_conv.weight' not in network.tensors
+      and any(array.any() for name, array in steps.items() if name.endswith('.bias')))
+  return {name: array for name, array in network.tensors.items() if used or name not in steps}
+
+
+def _dropout(network):
+  """{'dropout': rate} as a block has it, for training; {} where none tells."""
+  modules = {'': network}
+  for name in ('', 'model', 'enc'):
+    state = getattr(modules.get(name), 'state', None)
+    modules = state.get('_modules', {}) if isinstance(state, dict) else {}
+  states = [getattr(block, 'state', None) for block in modules.values()]
+  rates = [state['dropout'] for state in states if isinstance(state, dict) and 'dropout' in state]
+  return {'dropout': rates[0]} if rates else {}
+
+
 def _preconditioning(network, given):
   """The preconditioning, and the lowest and highest level it is for."""
+  told = {name: value for name, value in training(network).items() if value is not None}
+  attributes = network.attributes | {
+      name: told[name] for name in ('sigma_min', 'sigma_max') if name in told}
   def number(name, default):
-    value = given.get(name, _plain(network.attributes.get(name, default)))
+    value = given.get(name, _plain(attributes.get(name, default)))
     if np.isnan(checks.to_number(value)):
       raise ValueError(f'convert: {name} of the network must be a number, got {value!r}; take '
                        'another file')

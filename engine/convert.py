@@ -1,4 +1,4 @@
-"""Makes a model directory of a published checkpoint: `plan` reads and checks, `run` writes.
+"""Makes a directory of a published model or predictor: `plan` reads and checks, `run` writes.
 
 A file that is damaged, or does not fit its settings, is found before anything is written.
 """
@@ -18,6 +18,7 @@ import ml_collections
 import numpy as np
 
 import convert
+import samplers
 from engine import files, progress as progress_lib
 from models import directory, feature_networks, networks
 from samplers import checks
@@ -145,7 +146,8 @@ def _check_resolution(resolution, config, source):
   if config['kind'] == 'features':
     raise ValueError('config.convert.resolution: must be left out for a network of features, got '
                      f'{resolution} and {source}; take it out')
-  side = config['image_shape'][0]
+  predictor = config['kind'] == 'predictor'
+  side = (config['model'] if predictor else config)['image_shape'][0]
   if resolution != side:
     raise ValueError(f'config.convert.resolution: must be that of the network in {source}, {side}, '
                      f'got {resolution}; take the file that the config names, or the config of '
@@ -213,11 +215,33 @@ def _check_features(config, params):
   return f'finite {", ".join(answer)} of a gray image'
 
 
+def _check_predictor(config, params):
+  """Samples with a predictor where a denoiser answers gray; returns what is to be told of it."""
+  design = _design(config)
+  bottleneck = np.zeros((1, 1, config['design']['settings']['bottleneck_size']), np.float32)
+  def denoise(x, sigma):
+    del sigma
+    return 0 * x, bottleneck
+  def solve(params, x):
+    _, told = design.step(params, denoise, design.start(x), 0)
+    return {**told, 'sample': design.solve(params, denoise, x)}
+  answer = jax.jit(solve, compiler_options=_COMPILER)(params, np.ones((1, 1, 1, 1), np.float32))
+  bad = [name for name, values in answer.items() if not np.isfinite(values).all()]
+  if bad:
+    raise FloatingPointError(f'convert: answers of the predictor must be finite, got others in '
+                             f'{", ".join(bad)}; the snapshot is damaged, nothing was written')
+  first = ', '.join(f'{name} {float(values[0]):.3g}' for name, values in answer.items()
+                    if name != 'sample')
+  return f'finite sample, {first} in the first interval'
+
+
 def _self_check(converted, oracle):
   """Evaluates the network once; returns what is to be told of it."""
   config = converted.config
   if config['kind'] == 'features':
     return _check_features(config, converted.params)
+  if config['kind'] == 'predictor':
+    return _check_predictor(config, converted.params)
   network = networks.build(**config['network'])
   coefficients = networks.preconditioning(**config['preconditioning'])
   shape = tuple(config['image_shape'])
@@ -258,8 +282,28 @@ def _report(plan, check, seconds):
       f'  source: {source["converted"]}, SHA-256 {source["sha256"]}'])
 
 
+def _design(config):
+  """The design of a predictor."""
+  design = config['design']
+  return samplers.learned.design(design['name'], np.array(config['sigmas']), **design['settings'])
+
+
+def _describe_predictor(config):
+  """What a predictor is, in a line."""
+  design, grid, model = config['design'], config['schedule'], config['model']
+  height, width, channels = model['image_shape']
+  guidance = config['guidance']
+  under = f' under {guidance["method"]} guidance of {guidance["scale"]:g}' if guidance else ''
+  return (f'{design["name"]} with student {design["settings"]["student"]}, {_design(config).nfe} '
+          f'evaluations on {grid["num_steps"]} intervals of {grid["name"]}, sigma from '
+          f'{grid["sigma_min"]:.4g} to {grid["sigma_max"]:.6g}, for {model["name"]} '
+          f'{height}x{width}x{channels or "?"}{under}')
+
+
 def _describe(config, params):
   """What a network is, in a line."""
+  if config['kind'] == 'predictor':
+    return _describe_predictor(config)
   name = config['network']['name']
   if config['kind'] == 'features':
     module = feature_networks.build(**config['network'])

@@ -1,9 +1,15 @@
 """Model directories: config.json beside an Orbax checkpoint of the parameters.
 
-config.json names what the parameters belong to: `format`, `kind` ('denoiser', 'classifier' or
-'features'), `network` and `preconditioning` (name and settings), `sigma_min`, `sigma_max`,
-`image_shape`, `num_classes`, `source` (where it comes from, plain values), and `sha256` of the
-parameters. A network of features, which knows no noise, has neither preconditioning nor levels.
+config.json names what the parameters belong to: `format`, `kind` ('denoiser', 'classifier',
+'features' or 'predictor'), `network` and `preconditioning` (name and settings), `sigma_min`,
+`sigma_max`, `image_shape`, `num_classes`, `source` (where it comes from, plain values), and
+`sha256` of the parameters. A network of features, which knows no noise, has neither preconditioning
+nor levels.
+
+A predictor, the learned numbers of a solver, belongs to a grid and a model: `design` (name and
+settings, see samplers.learned), `schedule` (name and arguments of samplers.schedule), `sigmas` (its
+levels), `limit` and `guidance` of the denoiser in training (config.limit; method and scale, or
+null), and `model` (`name`, `path` and `sha256`, null where unknown, and `image_shape`).
 """
 
 import hashlib
@@ -28,6 +34,9 @@ FIELDS = ('kind', 'network', 'preconditioning', 'sigma_min', 'sigma_max', 'image
 FEATURE_FIELDS = 'kind', 'network'
 """Those of kind 'features', in place of FIELDS."""
 
+PREDICTOR_FIELDS = 'kind', 'design', 'schedule', 'sigmas', 'limit', 'guidance', 'model'
+"""Those of kind 'predictor'."""
+
 DTYPES = 'float32', 'float16', 'bfloat16'
 
 _PARAMS = 'params'
@@ -39,7 +48,7 @@ def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
 
   Args:
     directory: the new folder; the one above it exists.
-    config: the FIELDS, or the FEATURE_FIELDS of kind 'features', plain values.
+    config: the FIELDS, or those of its kind, plain values.
     params: pytree of arrays, nested dicts.
     source: where the parameters come from, plain values.
     dtype: precision on disk, 'float32', 'float16' or 'bfloat16'; they are float32 again when read.
@@ -169,7 +178,8 @@ def digest(params: Any) -> str:
 
 def _fields(config):
   """Names of the fields that a config of this kind must have."""
-  return FEATURE_FIELDS if config.get('kind') == 'features' else FIELDS
+  others = {'features': FEATURE_FIELDS, 'predictor': PREDICTOR_FIELDS}
+  return next((fields for kind, fields in others.items() if config.get('kind') == kind), FIELDS)
 
 
 def _compare(path, have, need):

@@ -5,6 +5,7 @@ import gzip
 import json
 import types
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -155,7 +156,6 @@ def test_arguments_by_position():
 
 
 @pytest.mark.parametrize('file, match', [
-    ('amed_predictor', 'got AMED_predictor, the predictor of a learned solver'),
     ('bad_unknown_class', "unknown class of network 'SomethingElsePrecond'"),
     ('bad_missing_tensor', 'got: missing model.map_layer0.weight; choose'),
     ('bad_unexpected_tensor', 'got: not used model.extra; choose'),
@@ -193,8 +193,55 @@ def test_tensors_that_tell_nothing():
     edm.infer({'model.enc.odd': np.zeros(3)})
 
 
+def student(told, untouched=False):
+  """The small student with changes to what it tells of its training; step layers as they began."""
+  found = pickles.network(containers.read(PICKLES / 'sfd_student.pkl').data)
+  kwargs = {**found.attributes['training_kwargs'], **told}
+  tensors = {name: 0 * array if untouched and 'step' in name and name.endswith('.bias') else array
+             for name, array in found.tensors.items()}
+  return types.SimpleNamespace(class_name=found.class_name, init_args=(), init_kwargs={},
+                               tensors=tensors, state=found.state, attributes={
+                                   **found.attributes, 'training_kwargs': kwargs})
+
+
 def test_students_keep_what_is_told_of_their_training():
   converted = convert.read(PICKLES / 'sfd_student.pkl', 'sfd')
-  assert converted.source['family'] == 'sfd' and converted.source['training']['num_steps'] == 4
+  assert converted.source['family'] == 'sfd' and converted.source['training'].items() >= {
+      'num_steps': 4, 'afs': False, 'schedule_type': 'polynomial', 'schedule_rho': 7,
+      'sigma_min': 0.006, 'sigma_max': 80.0, 'use_step_condition': True, 'is_second_stage': False,
+      'sampler_tea': 'dpmpp', 'M': 3, 'max_order': 3, 'predict_x0': True, 'lower_order_final': True,
+      'dataset_name': 'cifar10', 'model_source': 'edm', 'guidance_type': None,
+      'guidance_rate': 0.0}.items()
   assert converted.config['network']['settings']['step_condition']
+  assert converted.config['network']['settings']['dropout'] == 0.13  # For a second stage.
   assert (converted.config['sigma_min'], converted.config['sigma_max']) == (0.006, 80.0)
+
+
+def test_levels_of_a_student_are_those_of_its_training():
+  config, _ = edm.convert(student({'sigma_min': 0.01, 'sigma_max': 40.0}))
+  assert (config['sigma_min'], config['sigma_max']) == (0.01, 40.0)
+  config, _ = edm.convert(student({'sigma_min': None}))
+  assert config['sigma_min'] == 0.006  # The network's own.
+  with pytest.raises(ValueError, match="sigma_min of the network must be a number, got 'low'"):
+    edm.convert(student({'sigma_min': 'low'}))
+
+
+@pytest.mark.parametrize('told, untouched, conditioned', [
+    ({}, False, True), ({'use_step_condition': False}, False, False),
+    # The published second stage notes False whatever the first stage was: trained layers show.
+    ({'use_step_condition': False, 'is_second_stage': True}, False, True),
+    ({'use_step_condition': False, 'is_second_stage': True}, True, False)])
+def test_step_layers_are_kept_where_they_were_trained(told, untouched, conditioned):
+  network = student(told, untouched)
+  assert edm.is_student(network)
+  config, params = edm.convert(network)
+  assert config['network']['settings']['step_condition'] == conditioned
+  names = {'.'.join(path) for path in flax.traverse_util.flatten_dict(params)}
+  assert any('step' in name for name in names) == conditioned
+
+
+def test_students_are_known_without_step_layers():
+  told = student({})
+  told.tensors = {name: array for name, array in told.tensors.items() if 'step' not in name}
+  assert edm.is_student(told)
+  assert not edm.convert(told)[0]['network']['settings']['step_condition']

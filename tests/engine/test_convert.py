@@ -12,7 +12,7 @@ import pytest
 import models
 from configs import default
 from convert import containers, lpips, rules
-from engine import convert as job, progress
+from engine import convert as job, predictors, progress
 from models import directory, feature_networks
 from tests import reference
 from tests.convert import test_inception, test_torchscript, writing
@@ -139,7 +139,9 @@ def test_sha256_is_compared_before_anything_is_read(tmp_path, monkeypatch):
     ({'resolution': 32}, 'resolution: must be that of the network in .*, 8, got 32; take the file'),
     ({'dtype': 'float8'}, "unknown dtype 'float8'"),
     ({'sha256': 'abc'}, "sha256: must be 64 digits in hex, got 'abc'"),
-    ({'source': PICKLES / 'amed_predictor.pkl'}, 'got AMED_predictor, the predictor of a learned'),
+    ({'source': PICKLES / 'amed_predictor.pkl', 'resolution': 64},
+     'resolution: must be that of the network in .*, 32, got 64; take the file'),
+    ({'family': 'amed'}, 'family must be edm, as its tensors show, got amed; leave it out'),
     ({'source': PICKLES / 'bad_unknown_class.pkl'}, "unknown class of network 'SomethingElse"),
     ({'source': PICKLES / 'bad_missing_tensor.pkl'}, 'missing model.map_layer0.weight'),
     ({'source': PICKLES / 'bad_unexpected_tensor.pkl'}, 'not used model.extra'),
@@ -181,6 +183,47 @@ def test_reference_numbers_that_are_not(tmp_path):
       np.savez(file, **content) if content else file.write(b'PK\3\4 no archive')
     with pytest.raises(ValueError, match='net.expected.npz must hold .*; take it away'):
       convert(tmp_path / 'net.pkl', tmp_path / 'model')
+
+
+SNAPSHOT = reference.GOLDEN / 'amed/snapshot_ipndm.pkl'
+
+
+def test_a_snapshot_becomes_a_predictor_that_samples(tmp_path):
+  report = convert(SNAPSHOT, tmp_path / 'it').splitlines()
+  assert report[0].startswith(f'predictor in {tmp_path}/it: amed, 12 tensors, 8,971 parameters, ')
+  assert report[1] == ('  amed with student ipndm, 5 evaluations on 3 intervals of polynomial, '
+                       'sigma from 0.002 to 80, for cifar10 4x4x3')
+  told = report[2].removeprefix('  self-check: finite sample, r ')
+  r, *scales = (float(part.split()[-1]) for part in told.split(' in the')[0].split(', '))
+  assert 0 < r < 1 and np.all(np.abs(np.subtract(scales, 1)) < (0.01, 0.2))
+  predictor = predictors.load(tmp_path / 'it')
+  assert predictor.config['source']['training']['M'] == 2 and predictor.design.nfe == 5
+  def denoise(x, sigma):  # Of one gray image: the ODE's solutions are straight lines to it.
+    return 0 * x + 0.25, np.zeros((len(x), 8, 8), np.float32)
+  x = 80 * jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+  solved = jax.jit(predictor.design.solve, static_argnums=1)(predictor.learned, denoise, x)
+  # They are met wherever a level is placed; what is left is that scale_dir is 1 to 0.5%, of
+  # updates of up to 200 here.
+  assert abs(solved - 0.25).max() < 0.005 * abs(x).max()
+  assert convert(SNAPSHOT, tmp_path / 'it').endswith('nothing was left to do')
+  with pytest.raises(ValueError, match='must be a denoiser, got the predictor'):
+    models.load(tmp_path / 'it')
+
+
+def test_a_predictor_whose_answers_are_not_finite(tmp_path):
+  plan = job.plan(configured(SNAPSHOT), str(tmp_path / 'it'))
+  plan.converted.params['enc_layer1']['kernel'][:] = np.nan
+  with pytest.raises(FloatingPointError, match='answers of the predictor must be finite, got others'
+                                               ' in r, sample, scale.* nothing was written'):
+    job.run(plan)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_student_is_a_denoiser(tmp_path):
+  convert(PICKLES / 'sfd_student.pkl', tmp_path / 'model', self_check=False)
+  model = models.load(tmp_path / 'model')
+  assert (model.sigma_min, model.sigma_max) == (0.006, 80.0)
+  assert model.config['source']['training']['use_step_condition']
 
 
 def clip_program(folder, **changes):

@@ -32,6 +32,12 @@ def saved(tmp_path, params):
   return tmp_path / 'model'
 
 
+PREDICTOR = {'kind': 'predictor', 'design': {'name': 'amed', 'settings': {'afs': True}},
+             'schedule': {'name': 'explicit', 'sigmas': [3.0, 0.1]}, 'sigmas': [3.0, 0.1],
+             'limit': 'none', 'guidance': None,
+             'model': {'name': 'digits', 'path': None, 'sha256': None, 'image_shape': [8, 8, 1]}}
+
+
 def edit(folder, **fields):
   config = json.loads((folder / 'config.json').read_text())
   (folder / 'config.json').write_text(json.dumps({**config, **fields}))
@@ -182,3 +188,31 @@ def test_saving_refuses_what_it_would_overwrite_and_leaves_nothing_half(saved, p
   with pytest.raises(OSError, match='disk full'):
     directory.save(saved.with_name('other'), CONFIG, params, 'again')
   assert [path.name for path in saved.parent.iterdir()] == ['model']
+
+
+def test_a_predictor_has_fields_of_its_own_and_is_no_model(tmp_path):
+  learned = {'fc_r': {'bias': np.float32([2]), 'kernel': np.float32([[1], [3]])}}
+  directory.save(tmp_path / 'it', PREDICTOR, learned, {'family': 'amed'})
+  config = directory.read_config(tmp_path / 'it')
+  assert {field: config[field] for field in directory.PREDICTOR_FIELDS} == PREDICTOR
+  read = directory.read_params(tmp_path / 'it', learned, config['sha256'])
+  jax.tree.map(np.testing.assert_array_equal, read, learned)
+  with pytest.raises(ValueError, match='load: model must be a denoiser, got the predictor .*it;'):
+    models.load(tmp_path / 'it')
+  edit(tmp_path / 'it', kind=['predictor'])  # Of no kind at all: the fields of a model are asked.
+  with pytest.raises(ValueError, match='must have all fields, got none for network, precond'):
+    directory.read_config(tmp_path / 'it')
+
+
+@pytest.mark.parametrize('field', directory.PREDICTOR_FIELDS[1:])
+def test_a_predictor_without_one_of_its_fields(tmp_path, field):
+  less = {name: value for name, value in PREDICTOR.items() if name != field}
+  with pytest.raises(ValueError, match='config must have the fields kind, design, .* got kind, '):
+    directory.save(tmp_path / 'it', less, {}, 'a test')
+  assert not list(tmp_path.iterdir())
+  directory.save(tmp_path / 'it', PREDICTOR, {'a': {'b': np.ones(1)}}, 'a test')
+  config = json.loads((tmp_path / 'it' / 'config.json').read_text())
+  del config[field]
+  (tmp_path / 'it' / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(ValueError, match=f'must have all fields, got none for {field}; make it'):
+    directory.read_config(tmp_path / 'it')
