@@ -1,7 +1,6 @@
 """Fast diffusion sampling: `python main.py` samples 64 images into out/.
 
-Every field of the config can be overridden, as in --config.solver.name=heun; configs/default.py
-names and explains them all.
+Fields are overridden as in --config.solver.name=heun; configs/default.py explains them all.
 """
 
 import importlib
@@ -12,7 +11,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 # Modules of engine with plan(config, workdir) and run(plan, progress), imported when asked for.
-MODES = ('generate', 'train', 'convert', 'invert', 'likelihood', 'evaluate', 'compare', 'analyze')
+MODES = ('generate', 'train', 'train_amed', 'distill', 'search', 'convert', 'invert', 'likelihood',
+         'evaluate', 'compare', 'analyze')
 
 _DEFAULT = str(pathlib.Path(__file__).parent / 'configs/default.py')
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True, help_string=(

@@ -66,7 +66,7 @@ def sample(model: models.Model, entry: Entry, sigmas: np.ndarray, labels: np.nda
   if classifier is not None:
     apply = _without_class(model.apply)
     method = guides.Method('classifier', classifier.apply, calls=1)
-  run = _program(sampler.Method(apply, solver.solve, solver.splits, False, 'none', method))
+  run = _program(sampler.Method(apply, solver.solve, solver.splits, None, 'none', method))
   table = samplers.pad(solver.arrays, rows, SLOTS)
   numbers = np.arange(len(labels), dtype=np.uint32)
   inputs = sampler.Inputs(numbers, latents(len(labels), model.image_shape),

@@ -9,16 +9,21 @@ import ml_collections
 
 from samplers import checks
 
+NUMBERED = 'train_amed',
+"""Modes that find a numbered folder of their own."""
 
-def workdir(mode: str, modes: Sequence[str], given: str | None) -> str:
+
+def workdir(mode: str, modes: Sequence[str], given: str | None) -> str | None:
   """Returns the folder that a job writes to: as given, else 'out' for the first mode, 'out/MODE'.
+
+  None leaves the folder to the job.
 
   Raises:
     ValueError: if there is no such mode, with the nearest.
   """
   if mode not in modes:
     raise ValueError(checks.unknown('--mode', mode, modes))
-  if given is not None:
+  if given is not None or mode in NUMBERED:
     return given
   return 'out' if mode == modes[0] else f'out/{mode}'
 

@@ -319,7 +319,7 @@ def _shared_flags(config, guided):
 
 def _refuse(config):
   """Raises ValueError for fields of the mode generate that would change what is compared."""
-  for field in ('condition.task', 'input.images'):
+  for field in ('predictor.path', 'condition.task', 'input.images'):
     group, name = field.split('.')
     if config[group][name] is not None:
       raise ValueError(f'config.{field}: must be left out with --mode=compare, got '

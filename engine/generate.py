@@ -21,6 +21,7 @@ from engine import (
   guides,
   images,
   inputs as inputs_lib,
+  predictors,
   progress as progress_lib,
   resolve,
   results as results_lib,
@@ -86,22 +87,31 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     ValueError: if a field is out of range, or the folder cannot be written to or holds something
       else than a run of this config.
   """
-  config = resolve.read_none(config)
+  config, predictor = predictors.settle(resolve.read_none(config))
   given = resolve.given(config)
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
   model = resolve.model(config.model)
-  sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
-  solver = solvers.plan(config.solver.name, resolve.options(given['solver']), sigmas, config.noise)
-  if solver.asks_variance and model.apply_variance is None:
+  if predictor:
+    predictors.check(predictor, model)
+    sigmas, schedule = predictor.sigmas, predictor.config['schedule']
+    solver = predictors.solver(predictor)
+  else:
+    sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
+    solver = solvers.plan(config.solver.name, resolve.options(given['solver']), sigmas,
+                          config.noise)
+  model = model.for_points(len(sigmas))
+  if solver.asks == 'variance' and model.apply_variance is None:
     raise ValueError(f"config.solver.variance: 'learned' must have a model that learned one, got "
                      f"{model.name}; take 'fixed_small' or 'fixed_large'")
   guide = guides.plan(config.guidance, model, solver.identity, sigmas)
   condition = conditions.plan(config.condition, model.image_shape)
-  if condition and condition.method.how == 'replace' and config.solver.name in samplers.LOOPS:
-    raise ValueError(f"config.condition.method: must be 'gradient' with {config.solver.name}, got "
-                     "'replace'; its steps end at other levels for each image")
+  if condition and condition.method.how == 'replace' and not isinstance(
+      solver.arrays, samplers.Table):
+    raise ValueError("config.condition.method: must be 'gradient' with "
+                     f"{solver.identity['name']}, got 'replace'; its steps end at levels of its "
+                     'own')
   start = None
   if config.input.images is not None:
     start = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
@@ -204,9 +214,8 @@ def sampler_of(plan: Plan) -> tuple[Callable, sampler.Constants]:
   """Returns the compiled sampler of a plan, and what all its images share."""
   solver, guide, condition = plan.solver, plan.guide, plan.condition
   method = sampler.Method(
-      plan.model.apply_variance if solver.asks_variance else plan.model.apply, solver.solve,
-      solver.splits, solver.asks_variance, plan.limit,
-      guide and guide.method, condition and condition.method)
+      sampler.apply_of(plan.model, solver.asks), solver.solve, solver.splits, solver.asks,
+      plan.limit, guide and guide.method, condition and condition.method)
   return sampler.program(method), sampler.Constants(
       plan.model.params, solver.arrays, np.float32(plan.sigmas[0]),
       guide and guide.constants, condition and condition.constants)

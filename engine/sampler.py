@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import models
 import samplers
 from engine import conditions, devices, guides, seeds as seeds_lib
 
@@ -22,11 +23,10 @@ class Method:
   """How samples are made: all that shapes the program; equal methods share one.
 
   Attributes:
-    apply: of the model: (params, x, sigma, labels) -> D(x; sigma), for a solver that asks for the
-      variance (D, v).
+    apply: of the model: (params, x, sigma, labels) -> D(x; sigma), or (D, what is asked for).
     solve: runs the solver, see `solvers.Solver`.
     splits: whether the solver takes the gradient's part of the guidance in rows of its own.
-    asks_variance: whether it wants (D, v) of the denoiser.
+    asks: what it wants of the denoiser beside D, see `solvers.Solver`.
     limit: a key of LIMITS.
     guide: what changes the denoiser, None without guidance.
     condition: what the samples have to agree with, None without.
@@ -35,7 +35,7 @@ class Method:
   apply: Callable[..., Any]
   solve: Callable[..., tuple[jax.Array, jax.Array | None]]
   splits: bool
-  asks_variance: bool
+  asks: str | None
   limit: str
   guide: guides.Method | None = None
   condition: conditions.Method | None = None
@@ -75,15 +75,87 @@ class Inputs(NamedTuple):
   start: Any = None
 
 
+def apply_of(model: models.Model, asks: str | None) -> Callable[..., Any]:
+  """Returns how a model gives D, or (D, what is asked for); equal arguments, one function.
+
+  Args:
+    model: the denoiser.
+    asks: what a solver wants beside D, see `solvers.Solver`.
+
+  Raises:
+    ValueError: if the model cannot tell it.
+  """
+  apply = {None: model.apply, 'variance': model.apply_variance,
+           'features': model.apply_features}[asks]
+  if apply is None:
+    raise ValueError(f'config.model: must be a network that tells its {asks}, got {model.name}; '
+                     'choose another model or solver')
+  return apply
+
+
+def denoiser(constants: Constants, labels: jax.Array | None, *, method: Method,
+             ) -> tuple[Callable[..., Any], Callable[..., jax.Array] | None]:
+  """Returns what a solver asks, with guidance, limit and condition.
+
+  Guidance between two networks acts first, the limit on what comes of it, and the gradient of a
+  classifier or a condition last, as guided-diffusion does: a limited image is pulled further.
+  What is asked for beside D is that of the images' own labels.
+
+  Args:
+    constants: what all images share.
+    labels: of the images, as in Inputs.
+    method: how.
+
+  Returns:
+    (denoise, guide): denoise(x, sigma) -> D, or (D, what is asked for); guide(x, sigma), the
+    gradient's part of the guidance where the solver splits, else None.
+  """
+  def evaluate(x, sigma, labels=labels):
+    return method.apply(constants.params, x, sigma, labels)
+
+  def plain(x, sigma, labels=labels):
+    answer = evaluate(x, sigma, labels)
+    return answer[0] if method.asks else answer
+
+  def limited(denoise, guide=method.guide):
+    if guide:
+      denoise = guides.between_networks(guide, constants.guide, denoise, labels)
+    return LIMITS[method.limit](denoise)
+
+  def asked(x, sigma):
+    denoised, beside = evaluate(x, sigma)  # Once; only another label is asked for again.
+    def again(x, sigma, own=labels):
+      return denoised if own is labels else plain(x, sigma, own)
+    guide = method.guide and dataclasses.replace(method.guide, calls=2)
+    return limited(again, guide)(x, sigma), beside
+
+  denoise = limited(plain)
+  log_prob = _sum([
+      guides.log_prob(method.guide, constants.guide, labels) if method.guide else None,
+      conditions.log_prob(method.condition, constants.condition, plain) if (
+          method.condition) else None])
+  guide = None
+  if log_prob is not None and method.splits:
+    guide = samplers.guidance.classifier_term(log_prob, 1.0)
+  elif log_prob is not None:
+    denoise = samplers.guidance.classifier(denoise, log_prob, 1.0)
+  if not method.asks:
+    return denoise, guide
+  if log_prob is None or method.splits:
+    return asked, guide
+
+  def pulled(x, sigma):
+    denoised, beside = asked(x, sigma)
+    return samplers.guidance.classifier(lambda x, sigma: denoised, log_prob, 1.0)(x, sigma), beside
+  return pulled, guide
+
+
 def sample(constants: Constants, inputs: Inputs, *,
            method: Method) -> tuple[jax.Array, jax.Array | None]:
   """Samples one image per seed; pure.
 
   Image i depends on seed, latent, label and start i alone. It is the same bit for bit at any place
   of a batch and in any company; another batch size changes the order of sums, so the last digits.
-
-  Guidance between two networks acts first, the limit on what comes of it, and the gradient of a
-  classifier or a condition last, as guided-diffusion does: a limited image is pulled further.
 
   Args:
     constants: what all images share.
@@ -94,37 +166,7 @@ def sample(constants: Constants, inputs: Inputs, *,
     Samples in model units, float32 like the latents; evaluations of the network per image, int32
     (batch,), or None where the table tells.
   """
-  def evaluate(x, sigma, labels=inputs.labels):
-    return method.apply(constants.params, x, sigma, labels)
-
-  def plain(x, sigma, labels=inputs.labels):
-    answer = evaluate(x, sigma, labels)
-    return answer[0] if method.asks_variance else answer
-
-  def limited(denoise, guide=method.guide):
-    if guide:
-      denoise = guides.between_networks(guide, constants.guide, denoise, inputs.labels)
-    return LIMITS[method.limit](denoise)
-
-  def with_variance(x, sigma):
-    denoised, variance = evaluate(x, sigma)  # Once; only another label is asked for again.
-    def again(x, sigma, labels=inputs.labels):
-      return denoised if labels is inputs.labels else plain(x, sigma, labels)
-    guide = method.guide and dataclasses.replace(method.guide, calls=2)
-    return limited(again, guide)(x, sigma), variance
-
-  denoise = limited(plain)
-  log_prob = _sum([
-      guides.log_prob(method.guide, constants.guide, inputs.labels) if method.guide else None,
-      conditions.log_prob(method.condition, constants.condition, plain) if (
-          method.condition) else None])
-  guide = None
-  if log_prob is not None and method.splits:
-    guide = samplers.guidance.classifier_term(log_prob, 1.0)
-  elif log_prob is not None:  # Solvers that ask for the variance split.
-    denoise = samplers.guidance.classifier(denoise, log_prob, 1.0)
-  if method.asks_variance:
-    denoise = with_variance
+  denoise, guide = denoiser(constants, inputs.labels, method=method)
   x = constants.sigma_first * inputs.latents
   return method.solve(
       constants.solver, denoise, x if inputs.start is None else inputs.start + x,

@@ -21,7 +21,8 @@ class Solver(NamedTuple):
       None); equal settings give the same function.
     nfe: evaluations of the network per image; None: they depend on the image.
     splits: whether it takes the gradient's part of the guidance in rows of its own.
-    asks_variance: whether denoise has to return (D, v).
+    asks: what denoise has to return beside D: 'variance' (D, v), 'features' (D, bottleneck), or
+      None.
   """
 
   identity: dict[str, Any]
@@ -29,7 +30,7 @@ class Solver(NamedTuple):
   solve: Callable[..., Any]
   nfe: int | None
   splits: bool = False
-  asks_variance: bool = False
+  asks: str | None = None
 
 
 def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> Solver:
@@ -110,7 +111,7 @@ def _learned(identity, given, sigmas, source):
   coefficients = samplers.ddpm.coefficients(sigmas, 'learned')
   identity = {**identity, 'noise': _along_path('ddpm with a learned variance', source)}
   return Solver(identity, coefficients, _ancestral, coefficients.nfe, splits=True,
-                asks_variance=True)
+                asks='variance')
 
 
 def _ancestral(coefficients, denoise_variance, x, *, keys, guide, project):

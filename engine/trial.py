@@ -60,7 +60,7 @@ class Trial:
     """Returns the compiled sampler; `splits` as solvers.Solver has it."""
     apart = splits and self.guide is not None  # Without guidance it is all the same.
     return sampler.program(sampler.Method(
-        self.model.apply, solvers.of_table(self.source), apart, False, self.limit,
+        self.model.apply, solvers.of_table(self.source), apart, None, self.limit,
         self.guide and self.guide.method))
 
   @functools.cached_property

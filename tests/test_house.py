@@ -16,11 +16,11 @@ ALLOWED = {
     'convert': {'convert', 'models', 'samplers', 'jax', 'numpy', 'ml_dtypes', 'flax'},
     'evaluation': {'evaluation', 'models', 'samplers', 'jax', 'numpy', 'flax', 'PIL'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
-    'engine': {'engine', 'convert', 'evaluation', 'models', 'samplers', 'jax', 'numpy', 'flax',
-               'optax', 'orbax', 'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
+    'engine': {'engine', 'configs', 'convert', 'evaluation', 'models', 'samplers', 'jax', 'numpy',
+               'flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
-    'benchmarks': {'benchmarks', 'configs', 'engine', 'models', 'samplers', 'jax', 'numpy',
-                   'matplotlib', 'sklearn'},
+    'benchmarks': {'benchmarks', 'configs', 'engine', 'evaluation', 'models', 'samplers', 'jax',
+                   'numpy', 'matplotlib', 'sklearn', 'ml_collections'},
 }
 
 

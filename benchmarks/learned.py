@@ -1,0 +1,288 @@
+"""Learned and searched solvers on the bundled model: what training buys, and what it costs.
+
+  python -m benchmarks.learned            trains what is missing in out/learned, and prints tables
+  python -m benchmarks.learned --write    also writes the section and the plot into benchmarks/
+  python -m benchmarks.learned --only grid,coefficients --nfe 5
+
+All are measured on the seeds 0 to 255, which no training saw: a training draws from streams of its
+own. A killed run goes on where it was.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from matplotlib import figure as figure_lib
+
+from benchmarks.report import write_section
+from configs import default
+from engine import (
+  devices,
+  distill,
+  exact,
+  generate,
+  images,
+  predictors,
+  progress,
+  quality as quality_lib,
+  sampler,
+  search,
+  seeds as seeds_lib,
+  train_amed,
+  trial,
+)
+from evaluation import bootstrap
+
+HERE = pathlib.Path(__file__).parent
+OUT = pathlib.Path('out/learned')
+TITLE = 'Learned and searched solvers'
+SEEDS = '0-255'
+BUDGETS = 3, 4, 5, 6, 7, 8, 9, 10
+_RESAMPLES = 200
+_REFERENCE = 1e-3  # Error of the reference solution that is good enough.
+_ROWS = 24  # Of its program.
+
+
+class Made(NamedTuple):
+  """Something that samples, and what it took to make.
+
+  Attributes:
+    fields: of the config that samples with it, '.' between names.
+    seconds: of training; 0 without.
+    evaluations: of the network in training.
+  """
+
+  fields: dict[str, Any]
+  seconds: float = 0.0
+  evaluations: int = 0
+
+
+def plain(solver: str, **options: Any) -> Callable[[int], Iterator[Made]]:
+  """A solver on four grids, of which the best counts."""
+  def make(nfe):
+    for schedule, rho in (('polynomial', 5.0), ('polynomial', 7.0), ('polynomial', 9.0),
+                          ('time_uniform', 1.0)):
+      yield Made({'solver.name': solver, 'schedule.name': schedule, 'schedule.rho': rho,
+                  'schedule.num_steps': nfe,
+                  **{f'solver.{name}': value for name, value in options.items()}})
+  return make
+
+
+def ipndm(nfe: int) -> Iterator[Made]:
+  """What the others are compared with: iPNDM at the best of rho 5, 7 and 9."""
+  yield from list(plain('ipndm', max_order=4)(nfe))[:3]
+
+
+def searched(nfe: int) -> Iterator[Made]:
+  """iPNDM on a grid of GITS."""
+  folder = OUT / 'gits'
+  search.run(search.plan(configured({'search.num_steps': '3,4,5,6,7,8,9,10'}), str(folder)),
+             progress.choose(False))
+  told = json.loads((folder / 'search.json').read_text())
+  yield Made({'solver.name': 'ipndm', 'solver.max_order': 4, 'schedule.name': 'explicit',
+              'schedule.path': str(folder / f'grid-{nfe}.json')}, told['seconds'],
+             told['evaluations'])
+
+
+def learned(name: str, pairs: bool, **fields: Any) -> Callable[[int], Iterator[Made]]:
+  """A learned solver; `pairs`: with two evaluations in a step, the first of an odd number free."""
+  def make(nfe):
+    folder = OUT / f'{name}-{nfe}'
+    own = {f'learn.{field}': value for field, value in fields.items() if '.' not in field}
+    own |= {field: value for field, value in fields.items() if '.' in field}
+    own['learn.num_steps'] = (nfe + 1) // 2 if pairs else nfe
+    if pairs:
+      own['learn.afs'] = bool(nfe % 2)
+    print(train_amed.run(train_amed.plan(configured(own), str(folder)), progress.choose(False)))
+    source = predictors.load(folder).config['source']
+    yield Made({'predictor.path': str(folder)}, source['seconds'], source['evaluations'])
+  return make
+
+
+def distilled(nfe: int) -> Iterator[Made]:
+  """A student of SFD: Euler, the first step free."""
+  if nfe > 5:
+    return
+  folder = OUT / f'sfd-{nfe}'
+  plan = distill.plan(configured({'distill.num_steps': nfe + 1}), str(folder))
+  print(distill.run(plan, progress.choose(False)))
+  source = json.loads((folder / 'model/config.json').read_text())['source']
+  yield Made({'model.path': str(folder / 'model'), 'solver.name': 'euler', 'solver.afs': True,
+              'schedule.num_steps': nfe + 1}, source['seconds'], source['evaluations'])
+
+
+ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {
+    'iPNDM': ipndm,
+    'DPM-Solver++': plain('dpmpp', max_order=3),
+    'UniPC': plain('unipc', max_order=3),
+    'iPNDM + GITS': searched,
+    'AMED-Solver': learned('amed', True, student='amed'),
+    'AMED-Plugin on iPNDM': learned('plugin', True),
+    'EPD-Plugin on iPNDM': learned('epd', True, design='epd', student='ipndm'),
+    'learned grid (LD3)': learned('grid', False, design='grid'),
+    'learned coefficients (S4S)': learned('coefficients', False, design='coefficients'),
+    'both': learned('both', False, design='coefficients', learn_grid=True),
+    'SFD': distilled,
+}
+
+
+class Judge(NamedTuple):
+  """Measures samples of the seeds against the reference solution and the data.
+
+  Attributes:
+    solution: of the reference.
+    quality: what images are judged by.
+    own: distance of the reference solution's images.
+    floor: distance of as many real images.
+  """
+
+  solution: exact.Solution
+  quality: quality_lib.Quality
+  own: bootstrap.Resampled
+  floor: float
+
+  def measure(self, made: Made) -> dict[str, Any]:
+    """Returns what samples are worth, plain values."""
+    plan = generate.plan(configured(made.fields), str(OUT / 'judge'))
+    samples = _samples(plan)
+    judged = self.quality.judge(images.to_uint8(samples), self.own, _RESAMPLES)
+    rms = float(np.sqrt(np.mean((samples - self.solution.end)**2)))
+    return {'rms': rms, 'nfe': plan.solver.nfe, 'seconds': made.seconds,
+            'evaluations': made.evaluations, 'fields': made.fields, **judged}
+
+
+def find_judge() -> Judge:
+  """Solves for the reference, and returns who judges by it."""
+  config = configured({})
+  plan = generate.plan(config, str(OUT / 'judge'))
+  seeds = trial.Trial(model=plan.model, guide=None, limit='none', source=None, rows=_ROWS,
+                      slots=exact.SLOTS, seeds=plan.results.seeds, labels=plan.labels,
+                      seeds_from='jax', batch_size=plan.batch_size)
+  solution = None
+  while not exact.is_enough(solution, _REFERENCE):
+    solution = exact.refine(seeds, plan.model.sigma_min, plan.model.sigma_max, solution)
+  judge = quality_lib.plan(config, plan.model)
+  own = judge.resample(images.to_uint8(solution.end), _RESAMPLES)
+  return Judge(solution, judge, own, judge.floor(len(plan.results.seeds)))
+
+
+def _samples(plan):
+  """Samples of all seeds of a plan, float32 (n, height, width, channels)."""
+  program, constants = generate.sampler_of(plan)
+  constants, seeds = devices.replicate(constants), plan.results.seeds
+  parts = []
+  for first in range(0, len(seeds), plan.batch_size):
+    some = slice(first, first + plan.batch_size)
+    inputs = sampler.Inputs(
+        devices.split(seeds[some]),
+        seeds_lib.latents(seeds[some], plan.model.image_shape, 'jax'),
+        devices.split(plan.labels[some]))
+    parts.append(devices.merge(program(constants, inputs)[0]))
+  return np.concatenate(parts)
+
+
+def configured(fields: dict[str, Any]) -> ml_collections.ConfigDict:
+  """Returns the default config with these fields."""
+  config = default.get_config()
+  config.update_from_flattened_dict({'seeds': SEEDS, 'batch_size': 128, **fields})
+  return config
+
+
+def main() -> None:
+  """Trains, measures, prints, and writes the section with --write."""
+  devices.use_cores()
+  parser = argparse.ArgumentParser(description=__doc__.split('\n\n')[0])
+  parser.add_argument('--write', action='store_true', help='write README.md and the plot here')
+  parser.add_argument('--only', help='parts of the names of rows, separated by commas')
+  parser.add_argument('--nfe', help='evaluations, separated by commas')
+  given = parser.parse_args()
+  budgets = [int(part) for part in given.nfe.split(',')] if given.nfe else BUDGETS
+  OUT.mkdir(parents=True, exist_ok=True)
+  judge = find_judge()
+  rows = {}
+  for name, make in ENTRIES.items():
+    if given.only and not any(part in name for part in given.only.split(',')):
+      continue
+    for nfe in budgets:
+      found = [judge.measure(made) for made in make(nfe)]
+      if found:
+        rows.setdefault(name, {})[nfe] = min(found, key=lambda row: row['rms'])
+        print(name, nfe, {field: rows[name][nfe][field] for field in (
+            'rms', 'frechet', 'seconds', 'nfe')}, flush=True)
+  text = render(rows, budgets, judge)
+  print(text)
+  if given.write:
+    _plot(rows, HERE / 'learned.png')
+    write_section(TITLE, text)
+
+
+def render(rows: dict[str, dict[int, Any]], budgets: Sequence[int], judge: Judge) -> str:
+  """Returns what was found as Markdown.
+
+  Args:
+    rows: name -> evaluations -> what `Judge.measure` returns.
+    budgets: the columns.
+    judge: of the rows.
+  """
+  def table(text):
+    head = [f'| solver | {" | ".join(f"NFE {nfe}" for nfe in budgets)} |',
+            '|---' * (len(budgets) + 1) + '|']
+    return '\n'.join(head + [
+        f'| {name} | {" | ".join(text(row, nfe) if nfe in row else "" for nfe in budgets)} |'
+        for name, row in rows.items()])
+
+  def distance(row, nfe):
+    best = min(other[nfe]['rms'] for other in rows.values() if nfe in other)
+    text = f'{row[nfe]["rms"]:.3f}'
+    return f'**{text}**' if row[nfe]['rms'] == best else text
+
+  def frechet(row, nfe):
+    low, high = row[nfe]['frechet_interval']
+    return f'{row[nfe]["frechet"]:.2f} [{low:.2f}, {high:.2f}]'
+
+  def cost(row, nfe):
+    made = row[nfe]
+    return f'{made["seconds"]:.0f} s, {made["evaluations"] / 1e3:.0f}k' if made['seconds'] else '0'
+  return f'''`python -m benchmarks.learned --write` makes this section: it trains every solver on
+the bundled model, and samples the seeds {SEEDS}, which no training saw. Plain solvers are at the
+best of their grids: iPNDM of polynomial with rho 5, 7 and 9, the other two also of time_uniform.
+Solvers with two evaluations in a step take the first of an odd number for free.
+
+Root-mean-square distance per pixel to the solution of the probability-flow ODE from the same
+latents (error about {judge.solution.error:.0e}). EPD counts what it evaluates at once as one.
+
+{table(distance)}
+
+FD-digits with its interval (95 %). As many real digits are at {judge.floor:.2f}.
+
+{table(frechet)}
+
+Cost of training: seconds on {devices.count()} CPU cores, and thousands of evaluations of the
+network for one image.
+
+{table(cost)}
+
+![Distance to the reference solution](learned.png)
+'''
+
+
+def _plot(rows, path):
+  figure = figure_lib.Figure(figsize=(8, 5), layout='constrained')
+  axes = figure.subplots()
+  for index, (name, row) in enumerate(rows.items()):
+    axes.plot(list(row), [row[nfe]['rms'] for nfe in row], label=name,
+              marker='os^Dv<>pPX*'[index % 11], linestyle='--' if index < 3 else '-',
+              color=f'C{index % 10}' if index < 10 else 'black')
+  axes.set(xlabel='evaluations of the network', yscale='log',
+           ylabel='RMS distance to the reference solution')
+  axes.grid(which='both', alpha=0.3)
+  axes.legend(fontsize='small', ncols=2)
+  figure.savefig(path, dpi=110)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,77 @@
+"""Lessons: slices of a teacher, and what training on the end of a run asks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import samplers
+from engine import lessons, trainer
+from samplers import learned
+
+SIGMAS = np.array([10.0, 2.0, 0.5])
+
+
+def denoiser(constants, labels):
+  del labels
+  return lambda x, sigma: constants * x / (1 + sigma**2)
+
+
+def scaled_euler(sigmas):
+  """Euler with a learned factor on each step: what docs/learned_solvers.md adds."""
+  def table(numbers):
+    plain = samplers.build('euler', sigmas)
+    step = (jnp.asarray(sigmas[1:]) / jnp.asarray(sigmas[:-1]) - 1) * (1 + numbers['scale'])
+    mix = jnp.stack([1 + step, -step], axis=-1)[:, None, :]
+    return samplers.Table(plain.sigma, plain.kind, mix, plain.noise, plain.level)
+  return learned.of_table(lambda key: {'scale': jnp.zeros(len(sigmas) - 1)}, table,
+                          nfe=len(sigmas) - 1, learning_rate=0.02)
+
+
+@pytest.fixture(scope='module')
+def batch():
+  keys = jax.random.split(jax.random.key(1), 4)
+  return trainer.Batch(jax.random.normal(jax.random.key(0), (4, 2, 2, 1)), None, keys, keys[0])
+
+
+def teacher(stride):
+  fine = np.concatenate([np.geomspace(10, 2, stride + 1), np.geomspace(2, 0.5, stride + 1)[1:]])
+  return lessons.slices(samplers.make('heun', fine), stride)
+
+
+def test_slices_are_the_teachers_states_at_the_students_levels(batch):
+  x = 10 * batch.latents
+  states = teacher(16)(denoiser(1.0, None), x)
+  assert states.shape == (2, *x.shape)
+  exact = x * np.sqrt((1 + SIGMAS[1:]**2) / (1 + SIGMAS[0]**2))[:, None, None, None, None]
+  np.testing.assert_allclose(states, exact, rtol=2e-3)  # Of 16 steps of order 2.
+
+
+def test_a_soft_teacher_asks_for_less_and_never_for_more(batch):
+  design = scaled_euler(SIGMAS)
+  numbers = design.initial(None)
+  def loss(radius, moves):
+    lesson = lessons.of_end(design, teacher(16), denoiser, denoiser, 10.0, radius, moves)
+    target = lesson.teach(1.0, batch)
+    return float(lesson.loss(numbers, 1.0, batch, target, lesson.begin(1.0, batch), 0)[0])
+  hard = loss(0.0, 0)
+  end = design.solve(numbers, denoiser(1.0, None), 10 * batch.latents)
+  distance = jnp.sum((end - teacher(16)(denoiser(1.0, None), 10 * batch.latents)[-1])**2) / 4
+  np.testing.assert_allclose(hard, distance, rtol=1e-6)
+  softer = [loss(radius, 4) for radius in (0.001, 0.01, 0.1)]
+  assert hard > softer[0] > softer[1] > softer[2]
+  # A ball of this radius holds a start that ends right; moves are as long as a tenth of it.
+  assert loss(2.0, 20) < 0.2 * hard
+  assert loss(1e-9, 4) == pytest.approx(hard, rel=1e-4)
+
+
+def test_training_on_the_end_brings_it_nearer(batch, tmp_path):
+  lesson = lessons.of_end(scaled_euler(SIGMAS), teacher(16), denoiser, denoiser, 10.0)
+  course = trainer.Course(who='test', lessons=[lesson], optimizer=optax.adam(0.02),
+                  constants=np.float32(1), image_shape=(2, 2, 1), classes=None, num_classes=0,
+                  seed=0, sweeps=60, batch_size=8, log_every=20, checkpoint_every=60,
+                  folder=tmp_path, remedy='', title='')
+  numbers, lines = trainer.train(course)
+  assert lines[-1]['loss'][0] < 0.05 * lines[0]['loss'][0]
+  assert np.abs(numbers['scale']).max() > 0.01
