@@ -1,5 +1,8 @@
 """Lessons: slices of a teacher, and what training on the end of a run asks."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ import samplers
 from engine import lessons, trainer
 from samplers import learned
 
+ROOT = pathlib.Path(__file__).parents[2]
 SIGMAS = np.array([10.0, 2.0, 0.5])
 
 
@@ -18,15 +22,15 @@ def denoiser(constants, labels):
   return lambda x, sigma: constants * x / (1 + sigma**2)
 
 
-def scaled_euler(sigmas):
-  """Euler with a learned factor on each step: what docs/learned_solvers.md adds."""
-  def table(numbers):
-    plain = samplers.build('euler', sigmas)
-    step = (jnp.asarray(sigmas[1:]) / jnp.asarray(sigmas[:-1]) - 1) * (1 + numbers['scale'])
-    mix = jnp.stack([1 + step, -step], axis=-1)[:, None, :]
-    return samplers.Table(plain.sigma, plain.kind, mix, plain.noise, plain.level)
-  return learned.of_table(lambda key: {'scale': jnp.zeros(len(sigmas) - 1)}, table,
-                          nfe=len(sigmas) - 1, learning_rate=0.02)
+@pytest.fixture
+def scaled_euler(monkeypatch):
+  """The design that docs/learned_solvers.md adds."""
+  monkeypatch.setattr(learned, 'DESIGNS', dict(learned.DESIGNS))
+  text, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/learned_solvers.md').read_text(), re.S)
+  scope = {}
+  exec(compile(text, 'docs/learned_solvers.md', 'exec'), scope)
+  assert learned.design_options('scaled_euler') == {'afs': False}
+  return scope['scaled_euler']
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +52,7 @@ def test_slices_are_the_teachers_states_at_the_students_levels(batch):
   np.testing.assert_allclose(states, exact, rtol=2e-3)  # Of 16 steps of order 2.
 
 
-def test_a_soft_teacher_asks_for_less_and_never_for_more(batch):
+def test_a_soft_teacher_asks_for_less_and_never_for_more(batch, scaled_euler):
   design = scaled_euler(SIGMAS)
   numbers = design.initial(None)
   def loss(radius, moves):
@@ -66,7 +70,7 @@ def test_a_soft_teacher_asks_for_less_and_never_for_more(batch):
   assert loss(1e-9, 4) == pytest.approx(hard, rel=1e-4)
 
 
-def test_training_on_the_end_brings_it_nearer(batch, tmp_path):
+def test_the_design_of_the_docs_learns(scaled_euler, tmp_path):
   lesson = lessons.of_end(scaled_euler(SIGMAS), teacher(16), denoiser, denoiser, 10.0)
   course = trainer.Course(who='test', lessons=[lesson], optimizer=optax.adam(0.02),
                   constants=np.float32(1), image_shape=(2, 2, 1), classes=None, num_classes=0,
