@@ -10,8 +10,18 @@ from collections.abc import Callable, Mapping
 import ml_collections
 from ml_collections import config_dict
 
+import models  # noqa: F401 - the designs among them register
 import samplers
-from configs import analyzing, comparing, converting, evaluating, training
+from configs import (
+    analyzing,
+    comparing,
+    converting,
+    distilling,
+    evaluating,
+    learning,
+    searching,
+    training,
+)
 
 MODEL = 'digits'
 """The bundled model of `python main.py`."""
@@ -47,12 +57,19 @@ def get_config() -> ml_collections.ConfigDict:
   # Options of every schedule. None is the schedule's own default, see its docstring; lists are
   # text, '80,5,0.5,0'; alphas_cumprod also takes the name of a table, 'stable_diffusion'.
   _add_options(config.schedule, samplers.SCHEDULES, samplers.schedule_option_types)
+  # Of 'explicit', in place of sigmas: a grid file, as --mode=search writes it, or a list in a text.
+  config.schedule.path = config_dict.placeholder(str)
 
   # Solver: samplers.make(name, sigmas, **options).
   config.solver = ml_collections.ConfigDict()
   config.solver.name = 'dpmpp'  # A key of samplers.SOLVERS or samplers.LOOPS.
   # Options of every solver, as above; one that the chosen solver does not have is an error.
   _add_options(config.solver, {**samplers.SOLVERS, **samplers.LOOPS}, samplers.option_types)
+  # A learned solver, in place of schedule and solver: the folder that --mode=train_amed or
+  # --mode=convert made, the number of an experiment in exps/, or 'digits_amed', which comes with
+  # the project. All its settings are its own.
+  config.predictor = ml_collections.ConfigDict()
+  config.predictor.path = config_dict.placeholder(str)
   # Noise of solvers that draw any: 'brownian' (along one path per seed, so that finer grids show
   # the same image), 'gaussian' (by step), 'two_point' or 'three_point' (weak order 1 and 2).
   config.noise = 'brownian'
@@ -107,6 +124,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.output.grid.size = 96  # Least side of a shown image in pixels, 64 or more.
 
   config.train = training.get_group()  # Of --mode=train.
+  config.learn = learning.get_group()  # Of --mode=train_amed.
+  _add_options(config.learn, samplers.learned.DESIGNS, samplers.learned.design_option_types)
+  config.distill = distilling.get_group()  # Of --mode=distill.
+  config.search = searching.get_group()  # Of --mode=search.
   config.convert = converting.get_group()  # Of --mode=convert.
   config.evaluate = evaluating.get_group()  # Of --mode=evaluate.
   config.compare = comparing.get_group()  # Of --mode=compare.

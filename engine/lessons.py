@@ -97,7 +97,7 @@ def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], ask
     return teach(plain(constants, batch.labels), sigma_first * batch.latents)[-1]
 
   def distances(learned, constants, batch, target, start):
-    end = design.solve(learned, asked(constants, batch.labels), start, batch.keys)
+    end = design.solve(learned, asked(constants, batch.labels), start, batch.keys, unroll=True)
     return jnp.sum((end - target)**2, axis=(1, 2, 3))
 
   def begin(constants, batch):

@@ -20,6 +20,10 @@ import samplers
 from configs import default
 from engine import solvers
 from models import directory
+from models.model import ASSETS
+
+BUNDLED = 'digits_amed',
+"""Names of predictors that come with the project."""
 
 EXPERIMENTS = pathlib.Path('exps')
 FOLDER = 'predictor'
@@ -60,7 +64,7 @@ def find(text: str | pathlib.Path) -> pathlib.Path:
   """Returns the directory of a predictor.
 
   Args:
-    text: its path, that of the run that made it, or the number of an experiment.
+    text: its path, that of the run that made it, the number of an experiment, or one of BUNDLED.
 
   Returns:
     The path of a folder that is there.
@@ -68,7 +72,7 @@ def find(text: str | pathlib.Path) -> pathlib.Path:
   Raises:
     ValueError: if there is none, or a number names no experiment or several.
   """
-  path = pathlib.Path(text)
+  path = ASSETS / str(text) if str(text) in BUNDLED else pathlib.Path(text)
   if re.fullmatch('[0-9]{1,5}', str(text)) and not path.exists():
     found = experiments().get(int(str(text)), [])
     if len(found) != 1:
@@ -82,7 +86,8 @@ def find(text: str | pathlib.Path) -> pathlib.Path:
     what = ('a file' if path.exists() else
             'an unfinished run' if path.parent.is_dir() and path.name == FOLDER else 'nothing')
     raise ValueError('config.predictor.path: must be a folder that --mode=train_amed or '
-                     f'--mode=convert made, or the number of an experiment, got {what} at {text}')
+                     f'--mode=convert made, the number of an experiment, or one of '
+                     f'{", ".join(BUNDLED)}, got {what} at {text}')
   return path
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import samplers
+from configs import default
 from engine import (
   devices,
   files,
@@ -81,8 +82,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str | None) -> Plan:
   _check(learn)
   resolve.check_names(config)
   model = resolve.model(config.model)
-  schedule = given['schedule'] | {'num_steps': learn.num_steps}
-  sigmas, schedule = resolve.sigmas(config.schedule.name, schedule, model)
+  sigmas, schedule = _grid(config, given['schedule'], model)
   named = {'name': learn.design, 'settings': _settings(learn, model)}
   design = predictors.design(named, sigmas)
   guide = guides.plan(config.guidance, model, {'name': learn.design}, sigmas)
@@ -193,6 +193,23 @@ def _settings(learn, model):
 def _options():
   return {option for name in samplers.learned.DESIGNS
           for option in samplers.learned.design_options(name)}
+
+
+def _grid(config, given, model):
+  """The student's levels, and the arguments that made them."""
+  learn, usual = config.learn, default.get_config().schedule
+  ends = {field: given[field] for field in ('sigma_min', 'sigma_max') if field in given}
+  count = {'num_steps': learn.num_steps}
+  untouched = {field: value for field, value in given.items() if field not in (*ends, *count)} == {
+      'name': usual.name}
+  if learn.schedule is None or not untouched:
+    return resolve.sigmas(config.schedule.name, given | count, model)
+  setting, *more = settings_lib.parse('config.learn.schedule', learn.schedule,
+                                      samplers.schedule_option_types)
+  if more:
+    raise ValueError(f'config.learn.schedule: must be one schedule, got {learn.schedule!r}; such '
+                     'as polynomial(rho=7)')
+  return resolve.sigmas(setting.name, ends | setting.options | count, model)
 
 
 def _teacher(learn, schedule, sigmas):

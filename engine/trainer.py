@@ -29,6 +29,9 @@ _LARGEST = 1e5  # What an infinite gradient counts as.
 _DIVERGED = 1e3  # Times the first loss.
 
 
+Mean = Callable[[Any], Any]
+
+
 class Batch(NamedTuple):
   """What one device sees of a sweep.
 
@@ -125,10 +128,50 @@ class Course:
   describe: Callable[[Any], dict[str, Any]] | None = None
 
 
-def sweep(lesson: Lesson, optimizer: optax.GradientTransformation, state: State, constants: Any,
-          batch: Batch, mean: Callable[[Any], Any] = lambda tree: tree,
-          ) -> tuple[State, dict[str, jax.Array]]:
-  """Does all updates of one batch; pure, one compilation whatever their number.
+class Midway(NamedTuple):
+  """What one update of a sweep hands to the next.
+
+  Attributes:
+    learned: as in State.
+    optimizer: as in State.
+    batch: of the sweep.
+    target: what the teacher says.
+    carry: the state that the next update starts from.
+  """
+
+  learned: Any
+  optimizer: Any
+  batch: Batch
+  target: Any
+  carry: Any
+
+
+def begin(lesson: Lesson, state: State, constants: Any, batch: Batch, mean: Mean,
+          ) -> tuple[Midway, list[dict[str, jax.Array]]]:
+  """Asks the teacher, and goes through the updates that learn nothing; pure.
+
+  Args:
+    lesson: what is learned.
+    state: before the sweep.
+    constants: of the Course.
+    batch: of this device.
+    mean: takes the mean of a pytree over devices.
+
+  Returns:
+    (Midway, told): told has a dict of scalars for each of these updates, see `update`.
+  """
+  target = jax.lax.stop_gradient(lesson.teach(constants, batch))
+  carry, told = lesson.begin(constants, batch), []
+  for i in range(lesson.skips):
+    loss, (carry, more) = lesson.loss(state.learned, constants, batch, target, carry, i)
+    carry = jax.lax.stop_gradient(carry)
+    told.append(mean({'loss': loss, **more}))
+  return Midway(state.learned, state.optimizer, batch, target, carry), told
+
+
+def update(lesson: Lesson, optimizer: optax.GradientTransformation, midway: Midway, constants: Any,
+           i: jax.Array, mean: Mean) -> tuple[Midway, dict[str, jax.Array]]:
+  """Does one update; pure, one program for all of a sweep.
 
   Gradients that are not finite are made so, as AMED's and SFD's trainings do: NaN counts as 0, an
   infinite one as 1e5.
@@ -136,38 +179,79 @@ def sweep(lesson: Lesson, optimizer: optax.GradientTransformation, state: State,
   Args:
     lesson: what is learned.
     optimizer: of optax.
+    midway: before.
+    constants: of the Course.
+    i: number of the update, perhaps traced.
+    mean: takes the mean of a pytree over devices.
+
+  Returns:
+    (Midway after, told): told has 'loss' and what the lesson tells, scalars.
+  """
+  def learn(learned):
+    return lesson.loss(learned, constants, midway.batch, midway.target, midway.carry, i)
+
+  (loss, (carry, told)), gradient = jax.value_and_grad(learn, has_aux=True)(midway.learned)
+  gradient, told = mean((gradient, {'loss': loss, **told}))
+  gradient = jax.tree.map(
+      lambda leaf: jnp.nan_to_num(leaf, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), gradient)
+  updates, state = optimizer.update(gradient, midway.optimizer, midway.learned)
+  learned = optax.apply_updates(midway.learned, updates)
+  return midway._replace(learned=learned, optimizer=state,
+                         carry=jax.lax.stop_gradient(carry)), told
+
+
+def sweep(lesson: Lesson, optimizer: optax.GradientTransformation, state: State, constants: Any,
+          batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+  """Does all updates of one batch on one device, by two programs: `begin` and `update`.
+
+  A loop on the host, since XLA differentiates convolutions within a loop of its own slowly on a
+  CPU: 30 times for the weights of a network, 3 times for its input.
+
+  Args:
+    lesson: what is learned.
+    optimizer: of optax.
     state: before.
     constants: of the Course.
-    batch: of this device.
-    mean: takes the mean of a pytree over devices.
+    batch: all of it.
 
   Returns:
     (State after, told), told: 'loss' and what the lesson tells, arrays (updates,).
   """
-  target = jax.lax.stop_gradient(lesson.teach(constants, batch))
+  midway, told = _run(_alone(lesson, optimizer), lesson, constants, (state, batch))
+  told = jax.tree.map(lambda *values: jnp.stack(values), *told)
+  return State(state.sweep + 1, midway.learned, midway.optimizer), told
 
-  def learn(learned, at, i):
-    return lesson.loss(learned, constants, batch, target, at, i)
 
-  def update(before, i):
-    learned, optimizer_state, at = before
-    (loss, (at, told)), gradient = jax.value_and_grad(learn, has_aux=True)(learned, at, i)
-    gradient, told = mean((gradient, {'loss': loss, **told}))
-    gradient = jax.tree.map(
-        lambda leaf: jnp.nan_to_num(leaf, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST), gradient)
-    updates, optimizer_state = optimizer.update(gradient, optimizer_state, learned)
-    learned = optax.apply_updates(learned, updates)
-    return (learned, optimizer_state, jax.lax.stop_gradient(at)), told
+class _Programs(NamedTuple):
+  """The two programs of a sweep, compiled; on one device, or on all."""
 
-  at, skipped = lesson.begin(constants, batch), []
-  for i in range(lesson.skips):
-    loss, (at, told) = learn(state.learned, at, i)
-    at = jax.lax.stop_gradient(at)
-    skipped.append(jax.tree.map(lambda leaf: leaf[None], mean({'loss': loss, **told})))
-  (learned, optimizer_state, _), told = jax.lax.scan(
-      update, (state.learned, state.optimizer, at), jnp.arange(lesson.skips, lesson.updates))
-  told = jax.tree.map(lambda *parts: jnp.concatenate(parts), *skipped, told)
-  return State(state.sweep + 1, learned, optimizer_state), told
+  begin: Callable[..., Any]
+  update: Callable[..., Any]
+
+
+@functools.cache
+def _alone(lesson, optimizer):
+  return _Programs(*(jax.jit(piece) for piece in _pieces(lesson, optimizer, lambda tree: tree)))
+
+
+def _pieces(lesson, optimizer, mean, draw=lambda state, batch: batch):
+  """`begin` and `update` as functions of what all devices share and what each has."""
+  def first(constants, parts):
+    state, batch = parts
+    return begin(lesson, state, constants, draw(state, batch), mean)
+
+  def then(shared, midway):
+    constants, i = shared
+    return update(lesson, optimizer, midway, constants, i, mean)
+  return first, then
+
+
+def _run(programs, lesson, constants, parts):
+  midway, told = programs.begin(constants, parts)
+  for i in range(lesson.skips, lesson.updates):
+    midway, more = programs.update((constants, np.int32(i)), midway)
+    told.append(more)
+  return midway, told
 
 
 def first_state(lesson: Lesson, optimizer: optax.GradientTransformation,
@@ -247,7 +331,7 @@ def train(course: Course, progress: progress_lib.Progress = progress_lib.silent,
 
 def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[dict[str, Any]]]]:
   """Yields (state, sweeps done, lines of metrics) where there is something to write."""
-  programs = [_program(course, lesson) for lesson in course.lessons]
+  programs = [_spread(course, lesson) for lesson in course.lessons]
   constants = devices.replicate(course.constants)
   done, state = int(state.sweep), devices.copies(state)
   watch = _Watch(course, lines)
@@ -255,7 +339,9 @@ def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[di
   for number in range(done, course.sweeps):
     which = course.choose(number)
     numbers = number * course.batch_size + np.arange(course.batch_size)
-    state, told = programs[which](constants, (state, devices.split(numbers.astype(np.uint32))))
+    midway, told = _run(programs[which], course.lessons[which], constants,
+                        (state, devices.split(numbers.astype(np.uint32))))
+    state = State(devices.copies(np.int32(number + 1)), midway.learned, midway.optimizer)
     if queued is not None:  # The sweep before: one is always queued behind it.
       watch.see(*queued)
     queued, count = (number, which, told), number + 1
@@ -267,12 +353,11 @@ def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[di
     advance(course.batch_size, **watch.shown())
 
 
-def _program(course, lesson):
-  def run(constants, parts):
-    state, numbers = parts
-    batch = draw(course, state.sweep, numbers)
-    return sweep(lesson, course.optimizer, state, constants, batch, devices.mean)
-  return devices.spread(run)
+def _spread(course, lesson):
+  """The programs on all devices, each of which draws its own samples."""
+  pieces = _pieces(lesson, course.optimizer, devices.mean,
+                   lambda state, numbers: draw(course, state.sweep, numbers))
+  return _Programs(*(devices.spread(piece) for piece in pieces))
 
 
 class _Watch:
@@ -286,7 +371,8 @@ class _Watch:
     self._first = {line['lesson']: line['loss'] for line in reversed(lines)}
 
   def see(self, number, which, told):
-    told = {name: values.tolist() for name, values in devices.first(told).items()}
+    told = [devices.first(values) for values in told]
+    told = {name: [float(values[name]) for values in told] for name in told[0]}
     self._loss = sum(told['loss']) / len(told['loss'])
     first = self._first.setdefault(which, told['loss'])
     for i, (loss, before) in enumerate(zip(told['loss'], first, strict=True)):

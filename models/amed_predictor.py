@@ -103,13 +103,14 @@ def predict(params: Any, bottleneck: jax.Array, sigma: jax.Array, sigma_next: ja
 
 
 @learned.register
-def amed(sigmas: Any, *, student: str = 'amed', scale_dir: float = 0.01, scale_time: float = 0.0,
-         afs: bool = False, max_order: int = 4, predict_x0: bool = True,
+def amed(sigmas: Any, *, student: str = 'ipndm', scale_dir: float = 0.2, scale_time: float = 0.2,
+         afs: bool = True, max_order: int = 2, predict_x0: bool = True,
          lower_order_final: bool = True, hidden_dim: int = 128, bottleneck_output_dim: int = 4,
          noise_channels: int = 8, bottleneck_size: int = 64) -> learned.Design:
   """Designs AMED-Solver (student 'amed') and AMED-Plugin (the others), see `samplers.amed`.
 
-  Source: Zhou et al. 2024 (AMED-Solver), arXiv:2312.00094.
+  Source: Zhou et al. 2024 (AMED-Solver), arXiv:2312.00094. The defaults are those that serve the
+  bundled model, see benchmarks/README.md; published ones are in docs/learned_solvers.md.
 
   Args:
     sigmas: n + 1 strictly decreasing levels above 0, perhaps traced.
@@ -159,7 +160,7 @@ def amed(sigmas: Any, *, student: str = 'amed', scale_dir: float = 0.01, scale_t
 
   count = len(sigmas) - 1
   calls = 2 * count - bool(afs)
-  return learned.stepwise(initial, start, step, count, nfe=calls, calls=calls, learning_rate=5e-3,
+  return learned.stepwise(initial, start, step, count, nfe=calls, calls=calls, learning_rate=0.02,
                           loss='intervals', restarts=amed_lib.STUDENTS[student] == 1,
                           features=True)
 

@@ -53,6 +53,27 @@ class Model:
     """What tells it from other models: plain values for run.json and manifests."""
     return {'name': self.name, 'sha256': self.sha256, **self.config}
 
+  @property
+  def step_condition(self) -> bool:
+    """Whether the network has to be told the number of grid points, see `for_points`."""
+    return bool(self.config.get('network', {}).get('settings', {}).get('step_condition'))
+
+  def for_points(self, points: int) -> 'Model':
+    """Returns the model as a sampler on a grid of so many points calls it.
+
+    A network with a step condition, a student of SFD-v, is another denoiser for each number; any
+    other model is returned as it is.
+
+    Args:
+      points: of the grid, 2 or more: one more than its intervals.
+    """
+    if not self.step_condition:
+      return self
+    names = 'apply', 'apply_features', 'apply_variance'
+    return dataclasses.replace(self, **{
+        name: networks.for_points(getattr(self, name), points)
+        for name in names if getattr(self, name) is not None})
+
   def denoise(self, x: jax.Array, sigma: jax.Array | float,
               labels: jax.Array | None = None) -> jax.Array:
     """Returns D(x; sigma) = E[x0 | x, label], see `apply`."""

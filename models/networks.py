@@ -188,6 +188,19 @@ def select(evaluate: Callable[..., Any], *parts: int) -> Callable[..., Any]:
   return selected
 
 
+@functools.cache
+def for_points(evaluate: Callable[..., Any], points: int) -> Callable[..., Any]:
+  """Returns a function whose network is told the number of grid points; one function per argument.
+
+  Source: Zhou et al. 2024 (SFD-v), arXiv:2409.19681.
+
+  Args:
+    evaluate: what `denoiser` or `select` returns, of a network with a step condition.
+    points: of the sampler's grid, one more than its intervals.
+  """
+  return functools.partial(evaluate, step_condition=points)
+
+
 def initialize(network: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Any:
   """Returns random parameters of a network, nested dicts of float32 arrays."""
   x = jnp.zeros((1, *image_shape))

@@ -69,14 +69,14 @@ def adasde(sigmas: Any, *, num_points: int = 1, scale_dir: float = 0.05, scale_t
     built = steps(jnp.asarray(sigmas), **numbers(learned), noise=draws, xp=jnp)
     return table_lib.first_step_for_free(built, jnp) if afs else built
 
-  def solve(learned, denoise, x, key=None):
+  def solve(learned, denoise, x, key=None, unroll=1):
     if not draws:
-      return run_lib.run(table(learned), denoise, x)
+      return run_lib.run(table(learned), denoise, x, unroll=unroll)
     if key is None:
       raise ValueError('adasde: key must be one typed key per sample, got None; pass '
                        'jax.random.split(jax.random.key(0), batch), or set gamma to 0')
     # No row names an interval; a Brownian path would be compiled for nothing.
-    return run_lib.run(table(learned), denoise, x, draw=noise_lib.by_row(key))
+    return run_lib.run(table(learned), denoise, x, draw=noise_lib.by_row(key), unroll=unroll)
 
   return learned_lib.of_table(
       initial, table, nfe=(num_points + 1) * count - afs, learning_rate=0.1, draws=draws,

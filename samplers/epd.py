@@ -34,9 +34,9 @@ class Carry(NamedTuple):
 
 
 @learned_lib.register
-def epd(sigmas: Any, *, student: str = 'epd', num_points: int = 2, scale_dir: float = 0.05,
-        scale_time: float = 0.05, fcn: bool = False, afs: bool = False,
-        max_order: int = 4) -> learned_lib.Design:
+def epd(sigmas: Any, *, student: str = 'epd', num_points: int = 2, scale_dir: float = 0.2,
+        scale_time: float = 0.2, fcn: bool = False, afs: bool = False,
+        max_order: int = 2) -> learned_lib.Design:
   """Makes EPD-Solver or EPD-Plugin: K parallel slopes per interval, from the same first one.
 
   With s and s' the levels of an interval, d = eps(x; s) and D the denoiser,

@@ -27,8 +27,9 @@ class Design(NamedTuple):
 
   Attributes:
     initial: initial(key) -> learned, nested dicts of float arrays: where training starts.
-    solve: solve(learned, denoise, x, key=None) -> samples like x, pure and differentiable in
-      `learned`; `key` is one typed key per sample, for designs that draw noise.
+    solve: solve(learned, denoise, x, key=None, unroll=1) -> samples like x, pure and differentiable
+      in `learned`; `key` is one typed key per sample, for designs that draw noise; `unroll` as in
+      `samplers.run`.
     nfe: evaluations one after the other; those that run at once count once.
     calls: evaluations of an image, all of them.
     learning_rate: of Adam, the usual one.
@@ -125,11 +126,11 @@ def stepwise(initial: Callable[[jax.Array], Any], start: Callable[[jax.Array], A
   Returns:
     The Design.
   """
-  def solve(learned, denoise, x, key=None):
+  def solve(learned, denoise, x, key=None, unroll=1):
     del key
     def one(carry, i):
       return step(learned, denoise, carry, i)[0], None
-    return jax.lax.scan(one, start(x), jnp.arange(count))[0].x
+    return jax.lax.scan(one, start(x), jnp.arange(count), unroll=unroll)[0].x
   return Design(initial, solve, start=start, step=step, **fields)
 
 
@@ -145,6 +146,6 @@ def of_table(initial: Callable[[jax.Array], Any], table: Callable[[Any], table_l
   Returns:
     The Design.
   """
-  def solve(learned, denoise, x, key=None):
-    return run(table(learned), denoise, x, key=key)
+  def solve(learned, denoise, x, key=None, unroll=1):
+    return run(table(learned), denoise, x, key=key, unroll=unroll)
   return Design(initial, solve, loss='end', calls=fields['nfe'], **fields)

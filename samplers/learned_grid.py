@@ -63,7 +63,7 @@ def grid(sigmas: Any, *, solver: str = 'ipndm', max_order: int = 3, afs: bool = 
     return show(registry.build(solver, sigma, final_zero=False, **options), sigma, shown, mode)
 
   return learned_lib.of_table(
-      lambda key: initial(sigmas, mode), table, nfe=plain.nfe, learning_rate=0.02,
+      lambda key: initial(sigmas, mode), table, nfe=plain.nfe, learning_rate=0.05,
       describe=lambda learned: dict(zip(('sigma', 'shown'), levels(learned), strict=True)))
 
 

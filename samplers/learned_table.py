@@ -86,7 +86,7 @@ def coefficients(sigmas: Any, *, solver: str = 'ipndm', max_order: int = 3, afs:
     weights = weights_of(solver_table(learned, sigma), sigma, data)
     return {'weights': weights} | ({'sigma': sigma, 'shown': shown} if learn_grid else {})
 
-  return learned_lib.of_table(initial, table, nfe=plain.nfe, learning_rate=0.02, describe=describe)
+  return learned_lib.of_table(initial, table, nfe=plain.nfe, learning_rate=0.05, describe=describe)
 
 
 def reweigh(table: table_lib.Table, sigma: jax.Array, weights: jax.Array,

@@ -65,8 +65,7 @@ def interrupted_after(trajectories):
 def test_updates_follow_each_other_from_where_the_last_has_arrived():
   lesson, optimizer = scaling(), optax.sgd(0.01)
   state = trainer.first_state(lesson, optimizer, jax.random.key(0))
-  after, told = jax.jit(lambda state, batch: trainer.sweep(lesson, optimizer, state, 1.0, batch))(
-      state, batch())
+  after, told = trainer.sweep(lesson, optimizer, state, 1.0, batch())
   w, x, target = float(state.learned['w']), batch().latents, lesson.teach(1.0, batch())
   for i in range(3):
     np.testing.assert_allclose(told['w'][i], w, rtol=1e-6)
