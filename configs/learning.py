@@ -20,8 +20,8 @@ def get_group() -> ml_collections.ConfigDict:
   learn.num_steps = 3
 
   # The teacher: a solver, with options in brackets, on a grid with M more levels in each interval.
-  learn.teacher = 'ipndm(max_order=4)'
-  learn.M = 2
+  learn.teacher = 'ipndm(max_order=3)'
+  learn.M = 5
   # What is compared: 'intervals' (each on its own, as AMED was published: least memory) or 'end'
   # (of the run, through all of it). None: the design's usual.
   learn.loss = 'end'

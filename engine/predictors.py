@@ -31,8 +31,6 @@ FOLDER = 'predictor'
 _SETTLED = 'schedule', 'solver', 'limit', 'guidance'
 """Fields of a config that a predictor decides."""
 
-_UNSHAPED = jax.random.key(0)
-
 
 class Predictor(NamedTuple):
   """A learned solver with nothing left to decide.
@@ -121,7 +119,8 @@ def load(text: str | pathlib.Path) -> Predictor:
                      ' --mode=train_amed and --mode=convert make one')
   sigmas = np.array(config['sigmas'], np.float64)
   try:
-    like = jax.eval_shape(design(config['design'], sigmas).initial, _UNSHAPED)
+    initial = design(config['design'], sigmas).initial
+    like = jax.eval_shape(lambda: initial(jax.random.key(0)))
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'config.predictor.path: config.json of {path} must name a design with its '
                      f'settings, got {error}; make the predictor again') from None

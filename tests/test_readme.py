@@ -161,8 +161,10 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
     assert plan.metrics == ('fid', 'kid')
   elif values.mode == 'compare':
     assert len(plan.asked.cells) > 10 and not plan.asked.refused
-  elif values.mode == 'analyze':
-    assert plan is not None
+  elif values.mode in ('analyze', 'distill', 'search'):
+    assert plan.folder.name == values.workdir
+  elif values.mode == 'train_amed':
+    assert plan.design.nfe in (3, 5)
   elif values.mode == 'generate':
     assert plan.solver.nfe or plan.solver.identity['name'] in samplers.LOOPS
   elif values.mode == 'convert':
