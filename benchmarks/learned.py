@@ -80,12 +80,12 @@ def ipndm(nfe: int) -> Iterator[Made]:
 def searched(nfe: int) -> Iterator[Made]:
   """iPNDM on a grid of GITS."""
   folder = OUT / 'gits'
-  search.run(search.plan(configured({'search.num_steps': '3,4,5,6,7,8,9,10'}), str(folder)),
-             progress.choose(False))
+  fields = {'search.num_steps': '3,4,5,6,7,8,9,10', 'search.coeff': 1.0}
+  search.run(search.plan(configured(fields), str(folder)), progress.choose(False))
   told = json.loads((folder / 'search.json').read_text())
   yield Made({'solver.name': 'ipndm', 'solver.max_order': 4, 'schedule.name': 'explicit',
-              'schedule.path': str(folder / f'grid-{nfe}.json')}, told['seconds'],
-             told['evaluations'])
+              'schedule.path': str(folder / f'grid-{nfe}.json')}, told['seconds']['total'],
+             told['nfe'] * told['search']['warm_up'])
 
 
 def learned(name: str, pairs: bool, **fields: Any) -> Callable[[int], Iterator[Made]]:
@@ -111,8 +111,10 @@ def distilled(nfe: int) -> Iterator[Made]:
   plan = distill.plan(configured({'distill.num_steps': nfe + 1}), str(folder))
   print(distill.run(plan, progress.choose(False)))
   source = json.loads((folder / 'model/config.json').read_text())['source']
+  told = source['training']
   yield Made({'model.path': str(folder / 'model'), 'solver.name': 'euler', 'solver.afs': True,
-              'schedule.num_steps': nfe + 1}, source['seconds'], source['evaluations'])
+              'schedule.num_steps': nfe + 1}, source['seconds'],
+             source['trajectories'] * ((told['M'] + 2) * (nfe + 1) - 1))
 
 
 ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {

@@ -71,7 +71,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   resolve.check_names(config)
   resolve.refuse(config, 'distill')
   _check(distill)
-  model = resolve.model(config.model)
+  model = resolve.model(config.model, conditioned=True)
   stage = stages.plan(config, model)
   own = {'mode': 'distill', **stage.identity, 'labels': config.labels,
          **{field: distill[field] for field in ('seed', 'trajectories', 'batch_size',

@@ -92,7 +92,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
-  model = resolve.model(config.model)
+  model = resolve.model(config.model, conditioned=True)
   if predictor:
     predictors.check(predictor, model)
     sigmas, schedule = predictor.sigmas, predictor.config['schedule']

@@ -38,12 +38,17 @@ def _read_none(group):
       group[name] = None
 
 
-def model(config: ml_collections.ConfigDict) -> models.Model:
+def model(config: ml_collections.ConfigDict, conditioned: bool = False) -> models.Model:
   """Loads the model at a path, or one that comes with the project.
+
+  Args:
+    config: the fields of config.model.
+    conditioned: whether the job tells a network its number of steps, where it wants to know.
 
   Raises:
     OSError: if a file cannot be read.
-    ValueError: if there is none, or its images are no pictures.
+    ValueError: if there is none, its images are no pictures, or the job does not tell what it has
+      to know.
   """
   if config.path is not None:
     model = models.load(pathlib.Path(config.path))
@@ -53,6 +58,9 @@ def model(config: ml_collections.ConfigDict) -> models.Model:
   if model.image_shape[-1] not in (1, 3):
     raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
                      f'in {model.name}; choose a model in pixel space')
+  if model.step_condition and not conditioned:
+    raise ValueError('config.model: must be a network for any number of steps, got the student of '
+                     f'SFD-v {model.name}; --mode=generate samples from it')
   return model
 
 

@@ -186,7 +186,7 @@ def _refuse(config):
   for field, value, default, reason in (
       ('condition.task', config.condition.task, None, 'its trajectories are those of whole images'),
       ('input.images', config.input.images, None, 'its trajectories start from noise'),
-      ('predictor.path', config.get('predictor', {}).get('path'), None,
+      ('predictor.path', config.predictor.path, None,
        'a learned solver has a grid of its own'),
       ('share', config.share, '0/1', 'all trajectories count in one mean')):
     if value != default:

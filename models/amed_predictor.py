@@ -160,7 +160,7 @@ def amed(sigmas: Any, *, student: str = 'ipndm', scale_dir: float = 0.2, scale_t
 
   count = len(sigmas) - 1
   calls = 2 * count - bool(afs)
-  return learned.stepwise(initial, start, step, count, nfe=calls, calls=calls, learning_rate=0.02,
+  return learned.stepwise(initial, start, step, count, nfe=calls, calls=calls, learning_rate=0.03,
                           loss='intervals', restarts=amed_lib.STUDENTS[student] == 1,
                           features=True)
 

@@ -96,6 +96,28 @@ def test_samples_are_compared_measured_and_analyzed(tmp_path):
     assert files <= {path.name for path in (tmp_path / 'out' / mode).iterdir()}
 
 
+def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(tmp_path):
+  quickly = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  small = '--config.seeds=0-3', '--config.batch_size=4'
+  for flags, told, files in (
+      (['--mode=search', '--config.search.num_steps=2', '--config.search.teacher_steps=6',
+        '--config.search.warm_up=4'], 'grid-2.json', {
+            'grid-2.json', 'grid-2.diffusers.txt', 'grid-2.comfyui.txt', 'costs.png', 'costs.npz',
+            'search.json', 'run.json'}),
+      (['--config.schedule.name=explicit', '--config.schedule.path=out/search/grid-2.json',
+        '--config.solver.name=euler', '--workdir=out/on_grid'],
+       'euler on explicit, NFE 2', {'grid.png'}),
+      (['--mode=distill', '--config.distill.num_steps=2', '--config.distill.M=1',
+        '--config.distill.trajectories=4', '--config.distill.batch_size=4'],
+       'euler on polynomial, NFE 1', {'model', 'samples', 'metrics.jsonl', 'metrics.png',
+                                      'run.json'})):
+    result = run_main(tmp_path, *flags, *small, **quickly)
+    assert (result.returncode, result.stderr) == (0, '')
+    assert told in result.stdout
+    folder = flags[0].removeprefix('--mode=') if 'mode' in flags[0] else 'on_grid'
+    assert files <= {path.name for path in (tmp_path / 'out' / folder).iterdir()}
+
+
 @pytest.mark.parametrize('flags, message', [
     (['--mode=generat'],
      "unknown --mode 'generat'; did you mean generate? known: analyze, compare, convert, evaluate, "

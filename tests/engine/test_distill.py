@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import models
-from engine import distill, distill_lesson, distill_stages, trainer
+from engine import distill, distill_lesson, distill_stages, resolve, trainer
 from evaluation import lpips
 from models import directory, lpips as lpips_network, networks
 from tests.engine.sampling import get_config
@@ -229,6 +229,8 @@ def test_student_with_a_step_condition_serves_several_numbers_of_steps(base, tmp
   answers = jax.jit(lambda x: [student.for_points(n).denoise(x, 1.0) for n in (4, 7)])(x)
   assert abs(answers[0] - answers[1]).max() > 1e-6
   assert student.for_points(4).apply is student.for_points(4).apply  # One compilation.
+  with pytest.raises(ValueError, match='got the student of SFD-v .*; --mode=generate samples'):
+    resolve.model(get_config(model__path=str(tmp_path / 'model')).model)
   with pytest.raises(ValueError, match='no student with a step condition'):
     planned(tmp_path / 'model', tmp_path / 'again')
   again = planned(tmp_path / 'model', tmp_path / 'again', distill__second_stage=True,

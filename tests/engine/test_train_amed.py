@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import models
+from configs import default
 from engine import generate, images, predictors, train_amed
 from tests.engine import learning, sampling
 
@@ -186,6 +187,14 @@ def test_imputation_by_replacement_does_not_go_with_a_predictor(amed, tmp_path):
   with pytest.raises(ValueError, match="config.condition.method: must be 'gradient' with amed"):
     sampled(tmp_path / 'out', predictor__path=str(amed), condition__task='colorize',
             condition__image=str(picture))
+
+
+def test_the_bundled_predictor_is_what_the_defaults_train(tmp_path):
+  plan = sampled(tmp_path / 'out', predictor__path='digits_amed')
+  assert plan.model.name == 'digits' and plan.solver.nfe == 5 and plan.solver.asks == 'features'
+  trained = predictors.load('digits_amed').config['source']['trained']
+  ours = train_amed.plan(default.get_config(), str(tmp_path / 'run')).identity
+  assert trained == json.loads(json.dumps(ours))
 
 
 def main(folder, *flags):

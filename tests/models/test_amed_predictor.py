@@ -115,7 +115,7 @@ def test_a_design_tells_its_cost(options, calls, restarts):
   design = learned.design('amed', SIGMAS, **options)
   assert (design.nfe, design.calls, design.restarts) == (calls, calls, restarts)
   assert design.features and not design.draws and design.loss == 'intervals'
-  assert design.learning_rate == 0.02
+  assert design.learning_rate == 0.03
 
 
 def test_options_have_plain_types():

@@ -273,7 +273,7 @@ def small_features(x, sigma):
     ({'denoise_features': small_features}, 'amed: denoise_features must return D like x'),
     ({'denoise_features': flat_features}, r'of shape \(2, height, width\), got \(2, 4\)'),
     ({'predict': lambda *_: (jnp.ones(3), 1.0, 1.0)}, 'amed: predict must return r, scale_dir and'),
-], ids=lambda part: part if isinstance(part, str) else list(part)[0])
+], ids=lambda part: part if isinstance(part, str) else next(iter(part)))
 def test_bad_input_is_explained(changes, match):
   arguments = {'denoise_features': plain_features, 'predict': constant, 'x': jnp.ones((2, 2, 2, 1)),
                'sigmas': GRID, 'student': 'amed', **changes}
