@@ -125,7 +125,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.train = training.get_group()  # Of --mode=train.
   config.learn = learning.get_group()  # Of --mode=train_amed.
-  _add_options(config.learn, samplers.learned.DESIGNS, samplers.learned.design_option_types)
+  if taken := {option for name in samplers.DESIGNS for option in samplers.learned.design_options(
+      name)} & set(config.learn):
+    raise TypeError(f'configs: options of designs must not be fields of config.learn, got {taken}')
+  _add_options(config.learn, samplers.DESIGNS, samplers.learned.design_option_types)
   config.distill = distilling.get_group()  # Of --mode=distill.
   config.search = searching.get_group()  # Of --mode=search.
   config.convert = converting.get_group()  # Of --mode=convert.

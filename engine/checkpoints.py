@@ -35,7 +35,7 @@ def restore(manager: ocp.CheckpointManager, first: Callable[[jax.Array], Any],
   """
   step = manager.latest_step()
   if step is None:
-    return jax.jit(first)(key)
+    return first(key)
   return manager.restore(step, args=ocp.args.StandardRestore(jax.eval_shape(first, key)))
 
 

@@ -29,13 +29,23 @@ def workdir(mode: str, modes: Sequence[str], given: str | None) -> str | None:
 
 
 def find_problem(argv: Sequence[str]) -> str | None:
-  """Returns what is wrong with the file that --config names, None if it is there."""
+  """Returns what is wrong with the file that --config names, or with flags that do not go together.
+
+  None if all is well; what fields hold is not its matter.
+  """
   for given in _values(argv, 'config'):
     path = pathlib.Path(given.split(':')[0])  # A text after a colon is the file's own argument.
     if not path.is_file():
       what = 'a folder' if path.is_dir() else 'nothing'
       return (f'--config: must be a Python file with get_config(), got {what} at {given!r}; '
               'configs/default.py is one')
+  if any(path != 'None' for path in _values(argv, 'config.predictor.path')):
+    # Also where they repeat a default, which a job cannot tell from nothing.
+    for arg in argv:
+      name = arg.split('=')[0].lstrip('-')
+      if name.startswith(('config.schedule.', 'config.solver.')):
+        return (f'--{name}: must be left out with --config.predictor.path, whose predictor decides '
+                f'schedule and solver, got {arg}; train another for other settings')
   return None
 
 
@@ -54,7 +64,7 @@ def explain(error: Exception, argv: Sequence[str], default: str) -> str:
   except Exception as inside:  # A program of the user's: anything can go wrong in it.
     return (f'--config: {name} must give a config by get_config(), got {type(inside).__name__}: '
             f'{inside}; configs/default.py is an example')
-  known = set(fields)
+  known = list(fields)
   for arg in argv:
     field = arg.split('=')[0].removeprefix('--').removeprefix('-')
     if field.startswith('config.') and field.removeprefix('config.') not in known:
@@ -67,7 +77,8 @@ def _unknown(name, known):
   """The sentence for an unknown field: the nearest by its whole name or by its last part."""
   near = difflib.get_close_matches(name, known, 1)
   if not near:
-    last_parts = {field.rsplit('.', 1)[-1]: field for field in known}
+    # Of fields with one last part, the first: those of sampling come before those of jobs.
+    last_parts = {field.rsplit('.', 1)[-1]: field for field in reversed(known)}
     near = [last_parts[part] for part in
             difflib.get_close_matches(name.rsplit('.', 1)[-1], last_parts, 1)]
   hint = f'; did you mean {near[0]!r}?' if near else ';'

@@ -6,12 +6,12 @@ was trained on; its `source` tells which. See docs/distillation.md.
 
 import dataclasses
 import pathlib
-import time
 from typing import Any
 
 import ml_collections
 
 from engine import (
+  devices,
   distill_stages as stages,
   files,
   generate,
@@ -71,11 +71,15 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   resolve.check_names(config)
   resolve.refuse(config, 'distill')
   _check(distill)
+  resolve.batch_size(config)
   model = resolve.model(config.model, conditioned=True)
+  resolve.labels(config, resolve.seeds(config.seeds, None), model.num_classes, None,
+                 model.image_shape)
   stage = stages.plan(config, model)
   own = {'mode': 'distill', **stage.identity, 'labels': config.labels,
-         **{field: distill[field] for field in ('seed', 'trajectories', 'batch_size',
-                                                'learning_rate', 'dtype')},
+         **{field: distill[field] for field in ('seed', 'trajectories', 'learning_rate', 'dtype')},
+         'batch_size': devices.share_of(distill.batch_size) * devices.count(),
+         'seeds_from': config.seeds_from,
          'model': model.identity}
   folder = pathlib.Path(workdir)
   if not identity.check(folder, own) and (folder / _MODEL).exists():
@@ -108,13 +112,12 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   else:
     files.remove_partial(plan.folder)
     identity.claim(plan.folder, plan.identity)
-    started = time.perf_counter()
     learned, lines = trainer.train(plan.course, progress)
-    seconds = time.perf_counter() - started
+    seconds = lines[-1]['seconds']
     trajectories = plan.course.sweeps * plan.course.batch_size
     directory.save(student, plan.model, learned, {
         'family': 'sfd', 'training': plan.training, 'distilled': plan.identity,
-        'trajectories': trajectories, 'seconds': round(seconds, 1)}, plan.dtype)
+        'trajectories': trajectories, 'seconds': seconds}, plan.dtype)
     loss = ', '.join(f'{value:.4g}' for value in lines[-1]['loss'])
     told = (f'student in {student}: {trajectories} trajectories, loss {loss}, {seconds:.0f} s; see '
             f'{trainer.PLOT}')

@@ -20,6 +20,7 @@ from engine import (
   sampler,
   seeds as seeds_lib,
   settings as settings_lib,
+  teachers,
   trainer,
 )
 from models import networks
@@ -199,13 +200,7 @@ def _first(config, model):
                      f'it, got {distill.num_steps}; leave out either')
   points = CONDITIONED if distill.step_condition else ((distill.num_steps or 3) + 1,)
   text = _TEACHER if distill.teacher is None else distill.teacher
-  setting, *more = settings_lib.parse('config.distill.teacher', text, samplers.option_types)
-  if more or setting.name in samplers.LOOPS:
-    raise ValueError(f'config.distill.teacher: must be one solver, a table, got {text!r}; such as '
-                     'heun or dpmpp(max_order=3)')
-  if setting.options.get('afs') or setting.options.get('denoise_to_zero'):
-    raise ValueError('config.distill.teacher: must be without afs and denoise_to_zero, got '
-                     f'{text!r}; a teacher takes all steps')
+  setting = teachers.parse('config.distill.teacher', text)
   given = resolve.given(config)['schedule']
   given = {'sigma_min': max(_SIGMA_MIN, model.sigma_min)} | given | {'num_steps': points[0] - 1}
   _, schedule = resolve.sigmas(config.schedule.name, given, model)
@@ -274,13 +269,7 @@ def _perceptual(given):
 
 def _table(stage, points):
   """The teacher's table, whose every step ends at a level of the finer grid."""
-  fine = stage.grid(points, finer=True)
-  table = samplers.make(stage.teacher.name, fine, **stage.teacher.options)
-  ends = table.level[~np.isnan(table.level)]
-  if table.noise.any() or ends.shape != fine[1:].shape or not np.allclose(ends, fine[1:]):
-    raise ValueError('config.distill.teacher: must draw no noise and pass all levels of its grid, '
-                     f'got {stage.teacher.text}; take heun or dpmpp(max_order=3)')
-  return table
+  return teachers.table('config.distill.teacher', stage.teacher, stage.grid(points, finer=True))
 
 
 def _lesson(stage, points, model):

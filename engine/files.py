@@ -10,6 +10,7 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, BinaryIO
@@ -49,9 +50,12 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def remove_partial(folder: pathlib.Path) -> None:
-  """Removes temporary files that a killed process left in a folder, if there is one."""
+  """Removes temporary files and folders that a killed process left in a folder, if it is there."""
   for path in folder.glob(f'.*{_SUFFIX}'):
-    path.unlink(missing_ok=True)
+    if path.is_dir():
+      shutil.rmtree(path, ignore_errors=True)
+    else:
+      path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

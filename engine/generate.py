@@ -12,7 +12,6 @@ import ml_collections
 import numpy as np
 
 import models
-import samplers
 from engine import (
   batches,
   conditions,
@@ -89,6 +88,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   """
   config, predictor = predictors.settle(resolve.read_none(config))
   given = resolve.given(config)
+  if predictor:  # What it decides is in the manifest as it decides it.
+    given = {name: value for name, value in given.items() if name not in ('schedule', 'solver')}
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
@@ -101,14 +102,13 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
     sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
     solver = solvers.plan(config.solver.name, resolve.options(given['solver']), sigmas,
                           config.noise)
-  model = model.for_points(len(sigmas))
+  model = _told(model, len(sigmas))
   if solver.asks == 'variance' and model.apply_variance is None:
     raise ValueError(f"config.solver.variance: 'learned' must have a model that learned one, got "
                      f"{model.name}; take 'fixed_small' or 'fixed_large'")
   guide = guides.plan(config.guidance, model, solver.identity, sigmas)
   condition = conditions.plan(config.condition, model.image_shape)
-  if condition and condition.method.how == 'replace' and not isinstance(
-      solver.arrays, samplers.Table):
+  if condition and condition.method.how == 'replace' and not solver.projects:
     raise ValueError("config.condition.method: must be 'gradient' with "
                      f"{solver.identity['name']}, got 'replace'; its steps end at levels of its "
                      'own')
@@ -140,6 +140,18 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               limit=config.limit, guide=guide, condition=condition, start=start, share=share,
               seeds_from=config.seeds_from, labels=labels, batch_size=batch_size,
               uint8_rule=config.output.uint8_rule, results=results)
+
+
+def _told(model, points):
+  """The model as it is called on a grid of so many points, if it was trained for that number."""
+  if model.step_condition:
+    training = (model.config.get('source') or {}).get('training') or {}
+    known = training.get('points') or range(4, 8)  # As published.
+    if points not in known:
+      raise ValueError(f'config.schedule.num_steps: must be one of '
+                       f'{", ".join(str(number - 1) for number in known)} for {model.name}, a '
+                       f'student of SFD-v, got {points - 1}; it was trained for no other')
+  return model.for_points(points)
 
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
@@ -180,6 +192,8 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   there = f', {count - len(missing)} of them were there' if len(missing) < count else ''
   nfe = plan.solver.nfe if plan.solver.nfe is not None else (
       f'{np.mean(evaluations):.1f} on average' if evaluations else 'by image')
+  if plan.solver.calls not in (None, nfe):
+    nfe = f'{nfe} ({plan.solver.calls} evaluations, some at once)'
   extra = ''.join(f', {part.text}' for part in (plan.guide, plan.condition) if part)
   if plan.start:
     extra += f', started from {plan.start.name}'
@@ -288,6 +302,7 @@ def _manifest(plan, sampled, seconds, evaluations):
       'sigmas': plan.sigmas.tolist(),
       'solver': plan.solver.identity,
       'nfe': nfe,
+      **({'calls': plan.solver.calls} if plan.solver.calls not in (None, nfe) else {}),
       'uint8_rule': images.UINT8_RULES[plan.uint8_rule],
       'versions': described['versions'],
       'devices': {**described['devices'],

@@ -36,8 +36,8 @@ def of_intervals(design: samplers.learned.Design, teach: Callable[..., jax.Array
   """Returns the lesson of AMED: an update for each interval, whose end the teacher tells.
 
   The loss of an interval is the squared distance between its end and the teacher's, summed over
-  pixels, mean over the batch. The next interval starts where the teacher was (designs that
-  `restart`) or where the student has arrived.
+  pixels, mean over the batch. The next interval starts where the teacher was (designs whose
+  `restarts` says so) or where the student has arrived.
 
   Source: Zhou et al. 2024 (AMED-Solver), arXiv:2312.00094, Alg. 1.
 
@@ -69,7 +69,7 @@ def of_intervals(design: samplers.learned.Design, teach: Callable[..., jax.Array
 
 
 def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], asked: Denoiser,
-           plain: Denoiser, sigma_first: float, radius: float = 0.0,
+           plain: Denoiser, sigma_first: float, count: int, radius: float = 0.0,
            moves: int = 0) -> trainer.Lesson:
   """Returns the lesson of LD3 and S4S: one update through the whole run, whose end counts.
 
@@ -87,6 +87,7 @@ def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], ask
     asked: denoiser as the design asks it.
     plain: denoiser as the teacher asks it.
     sigma_first: first level of the grid.
+    count: intervals.
     radius: of the ball, per pixel, in units of sigma_first; 0: the start is the teacher's.
     moves: of the start.
 
@@ -96,9 +97,20 @@ def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], ask
   def target(constants, batch):
     return teach(plain(constants, batch.labels), sigma_first * batch.latents)[-1]
 
+  def solved(learned, constants, batch, start):
+    """Where the run ends, and what its steps tell; steps one by one, see trainer.sweep."""
+    denoise = asked(constants, batch.labels)
+    if design.step is None:
+      return design.solve(learned, denoise, start, batch.keys, unroll=True), {}
+    carry, told = design.start(start), []
+    for i in range(count):
+      carry, more = design.step(learned, denoise, carry, i)
+      told.append({name: jnp.mean(values) for name, values in more.items()})
+    return carry.x, jax.tree.map(lambda *means: jnp.stack(means), *told)
+
   def distances(learned, constants, batch, target, start):
-    end = design.solve(learned, asked(constants, batch.labels), start, batch.keys, unroll=True)
-    return jnp.sum((end - target)**2, axis=(1, 2, 3))
+    end, told = solved(learned, constants, batch, start)
+    return jnp.sum((end - target)**2, axis=(1, 2, 3)), told
 
   def begin(constants, batch):
     del constants, batch
@@ -107,13 +119,13 @@ def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], ask
   def loss(learned, constants, batch, target, carry, i):
     del i
     start = sigma_first * batch.latents
-    value = distances(learned, constants, batch, target, start)
+    value, told = distances(learned, constants, batch, target, start)
     if moves:
       still = jax.lax.stop_gradient(learned)
-      moved = _softened(lambda start: distances(still, constants, batch, target, start).sum(),
+      moved = _softened(lambda start: distances(still, constants, batch, target, start)[0].sum(),
                         start, radius * sigma_first * float(np.sqrt(start[0].size)), moves)
-      value = jnp.minimum(value, distances(learned, constants, batch, target, moved))
-    return value.mean(), (carry, {})
+      value = jnp.minimum(value, distances(learned, constants, batch, target, moved)[0])
+    return value.mean(), (carry, told)
   return trainer.Lesson(design.initial, target, begin, loss, updates=1)
 
 
@@ -122,10 +134,9 @@ def _softened(distance, start, radius, moves):
   def norm(images):
     return jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3), keepdims=True) + 1e-24)
 
-  def move(i, offset):
-    del i
+  offset = jnp.zeros_like(start)
+  for _ in range(moves):
     gradient = jax.grad(lambda offset: distance(start + offset))(offset)
     offset = offset - 2 * radius / moves * gradient / norm(gradient)
-    return offset * jnp.minimum(1, radius / norm(offset))
-  offset = jax.lax.fori_loop(0, moves, move, jnp.zeros_like(start))
+    offset = offset * jnp.minimum(1, radius / norm(offset))
   return start + offset

@@ -28,8 +28,11 @@ BUNDLED = 'digits_amed',
 EXPERIMENTS = pathlib.Path('exps')
 FOLDER = 'predictor'
 
-_SETTLED = 'schedule', 'solver', 'limit', 'guidance'
+_SETTLED = 'schedule', 'solver', 'limit', 'guidance', 'noise'
 """Fields of a config that a predictor decides."""
+
+_FREE = 'classifier', 'weak', 'calls'
+"""Those of guidance that it does not: networks may have moved."""
 
 
 class Predictor(NamedTuple):
@@ -150,8 +153,10 @@ def settle(config: ml_collections.ConfigDict,
   decided = {'schedule': own['schedule'], 'limit': own['limit'], 'guidance': guidance}
   for field, value in _leaves(config):
     group, _, name = field.partition('.')
-    if group == 'guidance' and guidance and name not in guidance:
-      continue  # A converted predictor does not know where the classifier is.
+    if group == 'guidance' and guidance and name in _FREE:
+      if value is not None:
+        guidance = {**guidance, name: value}
+      continue
     if group in _SETTLED and value not in (_at(usual, field), _at(decided, field)):
       raise ValueError(f'config.{field}: must be left out with a predictor, which decides it, got '
                        f'{value}; {predictor.name} has {_at(decided, field)}, train another for '
@@ -220,7 +225,8 @@ def solver(predictor: Predictor) -> solvers.Solver:
               'predictor': predictor.config['sha256']}
   arrays = {'learned': predictor.learned, 'sigmas': np.float32(predictor.sigmas)}
   return solvers.Solver(identity, arrays, _solve(named['name'], tuple(named['settings'].items())),
-                        own.nfe, asks='features' if own.features else None)
+                        own.nfe, asks='features' if own.features else None, projects=False,
+                        calls=own.calls)
 
 
 @functools.cache

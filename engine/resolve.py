@@ -153,10 +153,19 @@ def check_names(config: ml_collections.ConfigDict) -> None:
       raise ValueError(checks.unknown(f'config.{field}', value, known))
 
 
-def refuse(config: ml_collections.ConfigDict, job: str) -> None:
-  """Raises ValueError if a field is given that only the mode generate has."""
-  for field in ('predictor.path', 'guidance.method', 'guidance.classifier', 'guidance.weak',
-                'guidance.interval', 'condition.task', 'condition.image', 'condition.mask'):
+_GUIDANCE = tuple(f'guidance.{name}' for name in ('method', 'classifier', 'weak', 'interval'))
+
+
+def refuse(config: ml_collections.ConfigDict, job: str, guided: bool = False) -> None:
+  """Raises ValueError if a field is given that only the mode generate has.
+
+  Args:
+    config: the fields of configs/default.py.
+    job: the mode that runs.
+    guided: whether it takes guidance.
+  """
+  for field in ('predictor.path', 'condition.task', 'condition.image', 'condition.mask',
+                *(() if guided else _GUIDANCE)):
     group, name = field.split('.')
     if config[group][name] is not None:
       raise ValueError(f'config.{field}: must be left out with --mode={job}, got '

@@ -23,6 +23,8 @@ class Solver(NamedTuple):
     splits: whether it takes the gradient's part of the guidance in rows of its own.
     asks: what denoise has to return beside D: 'variance' (D, v), 'features' (D, bottleneck), or
       None.
+    projects: whether it can impute where its steps end.
+    calls: evaluations per image where some run at once, which nfe counts as one; None: nfe.
   """
 
   identity: dict[str, Any]
@@ -31,6 +33,8 @@ class Solver(NamedTuple):
   nfe: int | None
   splits: bool = False
   asks: str | None = None
+  projects: bool = True
+  calls: int | None = None
 
 
 def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> Solver:
@@ -88,7 +92,8 @@ def _adaptive(identity, given, sigmas, source):
   samplers.adaptive.check(samplers.adaptive.Options(**given), *ends)
   if identity['eta'] > 0:
     identity = {**identity, 'noise': _along_path('dpm_adaptive', source)}
-  return Solver(identity, np.float32(ends), _of_adaptive(tuple(sorted(given.items()))), None)
+  return Solver(identity, np.float32(ends), _of_adaptive(tuple(sorted(given.items()))), None,
+                projects=False)
 
 
 @functools.cache

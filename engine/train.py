@@ -144,7 +144,8 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   with checkpoints.opened(folder) as manager:
     shape = plan.training.images.shape[1:]
     state = checkpoints.restore(
-        manager, functools.partial(initialize, plan.network, shape, make_optimizer(train)),
+        manager, jax.jit(functools.partial(initialize, plan.network, shape,
+                                           make_optimizer(train))),
         jax.random.key(train.seed))
     first = int(state.step)
     lines = checkpoints.kept_lines(folder / _METRICS, first)

@@ -1,19 +1,19 @@
 """Trains solvers with learned numbers: `plan` checks everything, `run` does the work.
 
-AMED is one of them; samplers.DESIGNS has all. What is learned becomes a predictor, a folder that
-sampling needs nothing else than.
+AMED is one of them; samplers.DESIGNS has them all. What is learned becomes a predictor, a folder
+that sampling needs nothing else than.
 """
 
 import dataclasses
 import pathlib
 import re
-import time
 from typing import Any
 
 import ml_collections
 import numpy as np
 import optax
 
+import models
 import samplers
 from configs import default
 from engine import (
@@ -28,6 +28,7 @@ from engine import (
   sampler,
   seeds as seeds_lib,
   settings as settings_lib,
+  teachers,
   trainer,
 )
 from models import directory
@@ -38,7 +39,6 @@ _LEAST = {'num_steps': 1, 'M': 0, 'trajectories': 1, 'batch_size': 1, 'log_every
 _DECAYS = 'constant', 'cosine'
 _END = 0.05  # Of the learning rate, where it falls.
 _SHARED = 'max_order', 'predict_x0', 'lower_order_final'  # Options that a teacher takes over.
-_INNER_RHO = 7.0  # Of levels put between those of a grid that has none of its own.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +81,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str | None) -> Plan:
   learn, given = config.learn, resolve.given(config)
   _check(learn)
   resolve.check_names(config)
+  resolve.refuse(config, 'train_amed', guided=True)
   model = resolve.model(config.model)
   sigmas, schedule = _grid(config, given['schedule'], model)
   named = {'name': learn.design, 'settings': _settings(learn, model)}
@@ -91,20 +92,26 @@ def plan(config: ml_collections.ConfigDict, workdir: str | None) -> Plan:
   if loss == 'intervals' and design.step is None:
     raise ValueError(f"config.learn.loss: must be 'end' for {learn.design}, whose intervals belong "
                      f'together, got {loss!r}; leave it out')
-  teacher, table = _teacher(learn, schedule, sigmas)
+  if loss == 'intervals' and learn.moves:
+    raise ValueError("config.learn.moves: must be 0 with config.learn.loss='intervals', whose "
+                     f"start is given, got {learn.moves}; take 'end'")
+  shared = {option: learn[option] for option in _SHARED if learn[option] is not None}
+  teacher = teachers.parse('config.learn.teacher', learn.teacher, shared)
+  table = teachers.table('config.learn.teacher', teacher,
+                         teachers.finer(schedule, sigmas, learn.M + 1))
   classes = seeds_lib.parse_labels(config.labels, guide.num_classes if guide else model.num_classes)
   if guide and classes is not None:
     guides.check_labels(guide, classes, config.labels)
   lesson = _lesson(loss, design, table, learn, model, config.limit, guide, sigmas)
   own = {'mode': 'train_amed', 'design': named, 'loss': loss, 'schedule': schedule,
-         'teacher': teacher, 'limit': config.limit, 'labels': config.labels,
+         'teacher': teacher.text, 'limit': config.limit, 'labels': config.labels,
          **{field: learn[field] for field in ('M', 'radius', 'moves', 'seed', 'trajectories',
-                                              'batch_size', 'decay')},
+                                              'decay')},
+         'batch_size': devices.share_of(learn.batch_size) * devices.count(),
          'learning_rate': learn.learning_rate or design.learning_rate,
          'model': model.identity, **(guide.identity if guide else {})}
   folder = _folder(workdir, own, sigmas, design, model)
-  batch_size = devices.share_of(learn.batch_size) * devices.count()
-  sweeps = -(-learn.trajectories // batch_size)
+  sweeps = -(-learn.trajectories // own['batch_size'])
   constants = sampler.Constants(model.params, None, np.float32(sigmas[0]),
                                 guide and guide.constants)
   course = trainer.Course(
@@ -112,14 +119,14 @@ def plan(config: ml_collections.ConfigDict, workdir: str | None) -> Plan:
       optimizer=_optimizer(own['learning_rate'], learn.decay, sweeps * lesson.updates),
       constants=constants, image_shape=model.image_shape, classes=classes,
       num_classes=guide.num_classes if guide else model.num_classes, seed=learn.seed,
-      sweeps=sweeps, batch_size=batch_size, log_every=learn.log_every,
+      sweeps=sweeps, batch_size=own['batch_size'], log_every=learn.log_every,
       checkpoint_every=learn.checkpoint_every, folder=folder,
-      remedy='lower config.learn.learning_rate', describe=design.describe,
+      remedy='lower config.learn.learning_rate, in another --workdir', describe=design.describe,
       title=f'{_title(named)} on {model.name}, {design.nfe} evaluations')
   predictor = {
       'kind': predictors.FOLDER, 'design': named, 'schedule': schedule, 'sigmas': sigmas.tolist(),
       'limit': config.limit, 'guidance': _guidance(config.guidance) if guide else None,
-      'model': {'name': model.name, 'path': config.model.path, 'sha256': model.sha256,
+      'model': {'name': model.name, 'path': _absolute(config.model.path), 'sha256': model.sha256,
                 'image_shape': list(model.image_shape)}}
   files.check_folder(folder)
   return Plan(course=course, design=design, teacher=table.nfe, predictor=predictor, identity=own,
@@ -145,14 +152,14 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     return f'{target} is complete; nothing was left to do\n{_command(plan)}'
   files.remove_partial(plan.folder)
   identity.claim(plan.folder, plan.identity)
-  started = time.perf_counter()
   learned, lines = trainer.train(plan.course, progress)
-  seconds = time.perf_counter() - started
+  seconds = lines[-1]['seconds']
   trajectories = plan.course.sweeps * plan.course.batch_size
-  calls = trajectories * (plan.teacher + plan.design.calls)
+  runs = 1 + (plan.identity['moves'] + 1 if plan.identity['moves'] else 0)  # Of the student.
+  calls = trajectories * (plan.teacher + runs * plan.design.calls)
   directory.save(target, plan.predictor, learned, {
       'trained': plan.identity, 'trajectories': trajectories, 'evaluations': calls,
-      'seconds': round(seconds, 1)})
+      'seconds': seconds})
   loss = ', '.join(f'{value:.4g}' for value in lines[-1]['loss'])
   return (f'predictor in {target}: {_title(plan.predictor["design"])}, {plan.design.nfe} '
           f'evaluations, {trajectories} trajectories ({calls} evaluations), loss {loss}, '
@@ -170,8 +177,8 @@ def _lesson(loss, design, table, learn, model, limit, guide, sigmas):
   if loss == 'intervals':
     return lessons.of_intervals(design, teach, asked, denoiser(None), float(sigmas[0]),
                                 len(sigmas) - 1)
-  return lessons.of_end(design, teach, asked, denoiser(None), float(sigmas[0]), learn.radius,
-                        learn.moves)
+  return lessons.of_end(design, teach, asked, denoiser(None), float(sigmas[0]), len(sigmas) - 1,
+                        learn.radius, learn.moves)
 
 
 def _settings(learn, model):
@@ -203,45 +210,18 @@ def _grid(config, given, model):
   untouched = {field: value for field, value in given.items() if field not in (*ends, *count)} == {
       'name': usual.name}
   if learn.schedule is None or not untouched:
-    return resolve.sigmas(config.schedule.name, given | count, model)
+    sigmas, schedule = resolve.sigmas(config.schedule.name, given | count, model)
+    if len(sigmas) != learn.num_steps + 1:
+      raise ValueError(f'config.learn.num_steps: must be {len(sigmas) - 1}, as the schedule '
+                       f'{schedule["name"]} has it, got {learn.num_steps}; set it so, or choose '
+                       'another schedule')
+    return sigmas, schedule
   setting, *more = settings_lib.parse('config.learn.schedule', learn.schedule,
                                       samplers.schedule_option_types)
   if more:
     raise ValueError(f'config.learn.schedule: must be one schedule, got {learn.schedule!r}; such '
                      'as polynomial(rho=7)')
   return resolve.sigmas(setting.name, ends | setting.options | count, model)
-
-
-def _teacher(learn, schedule, sigmas):
-  """(text of the teacher, its Table on the finer grid)."""
-  setting, *more = settings_lib.parse('config.learn.teacher', learn.teacher, samplers.option_types)
-  if more or setting.name in samplers.LOOPS:
-    raise ValueError('config.learn.teacher: must be one solver, a table, got '
-                     f'{learn.teacher!r}; such as heun or ipndm(max_order=4)')
-  options = {option: learn[option] for option in _SHARED if learn[option] is not None
-             and option in samplers.options(setting.name)} | setting.options
-  if options.get('afs') or options.get('denoise_to_zero'):
-    raise ValueError('config.learn.teacher: must be without afs and denoise_to_zero, got '
-                     f'{learn.teacher!r}; a teacher takes all steps')
-  table = samplers.make(setting.name, _finer(schedule, sigmas, learn.M + 1), **options)
-  if table.noise.any():
-    raise ValueError(f'config.learn.teacher: must draw no noise, got {learn.teacher!r}; take a '
-                     'deterministic solver')
-  return setting._replace(options=options).text, table
-
-
-def _finer(schedule, sigmas, stride):
-  """A grid with stride - 1 more levels in each interval, of the same schedule where it nests."""
-  count = len(sigmas) - 1
-  try:
-    fine = samplers.schedule(**schedule | {'num_steps': count * stride})
-    if len(fine) == count * stride + 1 and np.allclose(fine[::stride], sigmas, rtol=1e-9, atol=0):
-      return fine
-  except ValueError:
-    pass
-  inner = [samplers.schedule('polynomial', stride, low, high, rho=_INNER_RHO)[:-1]
-           for high, low in zip(sigmas, sigmas[1:], strict=False)]
-  return np.concatenate([*inner, sigmas[-1:]])
 
 
 def _optimizer(rate, decay, updates):
@@ -288,8 +268,15 @@ def _same(path, own):
 
 
 def _guidance(config):
-  """The fields of config.guidance that were given."""
-  return {field: value for field, value in config.items() if value is not None}
+  """The fields of config.guidance that were given; a network's folder as others find it."""
+  given = {field: value for field, value in config.items() if value is not None}
+  bundled = {*models.BUNDLED, *models.BUNDLED_CLASSIFIERS}
+  return {field: _absolute(value) if field in ('classifier', 'weak') and value not in bundled
+          else value for field, value in given.items()}
+
+
+def _absolute(path):
+  return None if path is None else str(pathlib.Path(path).absolute())
 
 
 def _title(named):
@@ -311,7 +298,8 @@ def _check(learn):
                        f'{value!r}; configs/learning.py has the usual one')
   checks.check_choice('config.learn', 'decay', learn.decay, _DECAYS)
   if learn.learning_rate is not None:
-    checks.check_positive('config.learn', 'learning_rate', learn.learning_rate, '5e-3 is usual')
+    checks.check_positive('config.learn', 'learning_rate', learn.learning_rate,
+                          'None takes the usual one of the design')
   if not 0 <= checks.to_number(learn.radius) < 10 or bool(learn.moves) != bool(learn.radius):
     raise ValueError('config.learn.radius: must be from 0 to below 10, and above 0 just where '
                      f'config.learn.moves is, got {learn.radius!r} with {learn.moves} moves; 0 '

@@ -24,7 +24,7 @@ from engine import checkpoints, devices, plots, progress as progress_lib
 
 METRICS, PLOT = 'metrics.jsonl', 'metrics.png'
 
-_LATENT, _LABEL, _NOISE, _SWEEP, _INITIAL = range(5)  # Streams of the seed.
+_LATENT, _LABEL, _NOISE, _INITIAL = range(4)  # Streams of the seed.
 _LARGEST = 1e5  # What an infinite gradient counts as.
 _DIVERGED = 1e3  # Times the first loss.
 
@@ -39,13 +39,11 @@ class Batch(NamedTuple):
     latents: standard normal, float32 (share, height, width, channels).
     labels: int32 (share,), below 0 without a class; None for a model without.
     keys: one typed key per sample, (share,), for noise of its own.
-    key: one typed key of the sweep, the same on all devices.
   """
 
   latents: jax.Array
   labels: jax.Array | None
   keys: jax.Array
-  key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -267,12 +265,11 @@ def first_state(lesson: Lesson, optimizer: optax.GradientTransformation,
   return State(jnp.zeros((), jnp.int32), learned, optimizer.init(learned))
 
 
-def draw(course: Course, number: jax.Array, numbers: jax.Array) -> Batch:
+def draw(course: Course, numbers: jax.Array) -> Batch:
   """Draws what one device sees of a sweep.
 
   Args:
     course: the training.
-    number: of the sweep, an integer.
     numbers: of its samples, counted over all sweeps, integers (share,).
 
   Returns:
@@ -290,8 +287,7 @@ def draw(course: Course, number: jax.Array, numbers: jax.Array) -> Batch:
   elif course.num_classes:
     labels = jax.vmap(lambda key: jax.random.randint(key, (), 0, course.num_classes, jnp.int32))(
         keys(_LABEL))
-  return Batch(latents, labels, keys(_NOISE),
-               jax.random.fold_in(jax.random.fold_in(root, _SWEEP), number))
+  return Batch(latents, labels, keys(_NOISE))
 
 
 def train(course: Course, progress: progress_lib.Progress = progress_lib.silent,
@@ -322,11 +318,21 @@ def train(course: Course, progress: progress_lib.Progress = progress_lib.silent,
         for line in told:
           checkpoints.add_line(course.folder / METRICS, lines, line)
         if count % course.checkpoint_every == 0 or count == course.sweeps:
-          checkpoints.save(course.who, manager, count, devices.first(reached))
+          kept = devices.first(reached)
+          _check_finite(course, kept.learned, count)
+          checkpoints.save(course.who, manager, count, kept)
         state = reached
   plots.write_lessons(course.folder / PLOT, lines, course.title)
   learned = devices.first(state.learned) if course.sweeps > done else state.learned
   return jax.device_get(learned), lines
+
+
+def _check_finite(course, learned, count):
+  """Raises FloatingPointError if what the last update has made is no number."""
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(learned)):
+    raise FloatingPointError(f'{course.who}: what is learned must be finite, got a value that is '
+                             f'not after sweep {count} of {course.sweeps}; {course.remedy}; the '
+                             f'last good checkpoint stays in {course.folder}')
 
 
 def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[dict[str, Any]]]]:
@@ -356,7 +362,7 @@ def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[di
 def _spread(course, lesson):
   """The programs on all devices, each of which draws its own samples."""
   pieces = _pieces(lesson, course.optimizer, devices.mean,
-                   lambda state, numbers: draw(course, state.sweep, numbers))
+                   lambda state, numbers: draw(course, numbers))
   return _Programs(*(devices.spread(piece) for piece in pieces))
 
 
@@ -367,12 +373,15 @@ class _Watch:
     self._course = course
     self._told = {}
     self._since = None
+    self._before = lines[-1]['seconds'] if lines else 0.0
+    self._started = time.perf_counter()
     self._loss = None
     self._first = {line['lesson']: line['loss'] for line in reversed(lines)}
 
   def see(self, number, which, told):
     told = [devices.first(values) for values in told]
-    told = {name: [float(values[name]) for values in told] for name in told[0]}
+    told = {name: np.concatenate([np.atleast_1d(values[name]) for values in told]).tolist()
+            for name in told[0]}
     self._loss = sum(told['loss']) / len(told['loss'])
     first = self._first.setdefault(which, told['loss'])
     for i, (loss, before) in enumerate(zip(told['loss'], first, strict=True)):
@@ -390,7 +399,10 @@ class _Watch:
 
   def lines(self, count, state):
     course, (since, started) = self._course, self._since
-    rate = (count - since) * course.batch_size / (time.perf_counter() - started)
+    now = time.perf_counter()
+    rate = (count - since) * course.batch_size / (now - started) if count > since else None
+    seconds = {'seconds': round(self._before + now - self._started, 1),
+               'trajectories_per_second': rate and round(rate, 2)}
     described = {}
     if course.describe:
       described = {name: np.asarray(value).tolist()
@@ -400,6 +412,6 @@ class _Watch:
       means = {name: np.mean([told[name] for told in sweeps], axis=0).tolist()
                for name in sweeps[0]}
       lines.append({'step': count, 'trajectories': count * course.batch_size, 'lesson': which,
-                    **means, **described, 'trajectories_per_second': round(rate, 2)})
+                    **means, **described, **seconds})
     self._told, self._since = {}, (count, time.perf_counter())
     return lines

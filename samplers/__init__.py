@@ -27,12 +27,13 @@ from samplers import (  # noqa: F401 - the solvers among them register
   splitting,
   unipc,
 )
+from samplers.learned import DESIGNS
 from samplers.registry import LOOPS, SOLVERS, build, make, option_types, options
 from samplers.run import run
 from samplers.schedules import SCHEDULES, schedule, schedule_option_types, schedule_options
 from samplers.table import Table, pad
 
-__all__ = ['LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'amed', 'bound', 'build', 'chains',
-           'ddpm', 'gits', 'guidance', 'imputation', 'learned', 'make', 'moments', 'noise',
-           'option_types', 'options', 'pad', 'run', 'schedule', 'schedule_option_types',
-           'schedule_options']
+__all__ = ['DESIGNS', 'LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'amed', 'bound',
+           'build', 'chains', 'ddpm', 'gits', 'guidance', 'imputation', 'learned', 'make',
+           'moments', 'noise', 'option_types', 'options', 'pad', 'run', 'schedule',
+           'schedule_option_types', 'schedule_options']

@@ -13,7 +13,8 @@ from models import directory, networks
 
 FIELDS = {'learn.num_steps': 2, 'learn.trajectories': 16, 'learn.batch_size': 4,
           'learn.teacher': 'euler', 'learn.M': 1, 'learn.log_every': 1,
-          'learn.checkpoint_every': 2}
+          'learn.checkpoint_every': 2, 'learn.loss': 'intervals',
+          'learn.schedule': 'polynomial'}
 
 
 class Layer(nn.Module):

@@ -74,7 +74,7 @@ def test_sweeps_match_the_reference(case):
     state = trainer.State(jnp.zeros((), jnp.int32), init, optimizer.init(init))
     for number in range(case['sweeps']):
       prefix = f'sweep{number}/'
-      batch = trainer.Batch(jnp.asarray(recorded[f'{prefix}x_T'] / grid[0]), None, None, None)
+      batch = trainer.Batch(jnp.asarray(recorded[f'{prefix}x_T'] / grid[0]), None, None)
       state, told = sweep(state, None, batch)
       # Losses are differences of states that agree to 1e-12: some of their digits cancel.
       np.testing.assert_allclose(told['loss'], case['losses'][number], rtol=1e-9)

@@ -73,3 +73,13 @@ def test_each_mode_writes_to_a_folder_of_its_own(mode, given, expected):
 def test_a_misspelt_mode_is_told_the_nearest():
   with pytest.raises(ValueError, match="^unknown --mode 'trian'; did you mean train. known: gen"):
     commandline.workdir('trian', ('generate', 'train'), None)
+
+
+@pytest.mark.parametrize('flag', ['schedule.num_steps=8', 'solver.name=heun'])
+def test_a_predictor_leaves_nothing_to_say_about_its_solver(flag):
+  argv = ['main.py', '--config.predictor.path=digits_amed', f'--config.{flag}']
+  name = flag.split('=')[0]
+  assert commandline.find_problem(argv) == (
+      f'--config.{name}: must be left out with --config.predictor.path, whose predictor decides '
+      f'schedule and solver, got --config.{flag}; train another for other settings')
+  assert commandline.find_problem([argv[0], argv[2]]) is None

@@ -79,7 +79,7 @@ def first(base, tmp_path_factory):
 
 def a_batch():
   return trainer.Batch(jnp.ones((2, 4, 4, 3)), jnp.zeros(2, jnp.int32),
-                       jax.random.split(jax.random.key(1), 2), jax.random.key(0))
+                       jax.random.split(jax.random.key(1), 2))
 
 
 def a_lesson(student, **options):

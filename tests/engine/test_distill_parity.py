@@ -144,7 +144,7 @@ def test_training_is_that_of_the_reference(name):
       if (points, substeps) not in programs:
         programs[points, substeps] = quickly(functools.partial(watched_sweep, lesson, recorder))
       batch = trainer.Batch(jnp.asarray(arrays[f'sweep{number}/x_T'] / sigmas[0]), None,
-                            jax.random.split(jax.random.key(0), case['batch']), jax.random.key(0))
+                            jax.random.split(jax.random.key(0), case['batch']))
       records = recorder.init(state.learned)._replace(inner=state.optimizer)
       state, seen, target = programs[points, substeps](
           state._replace(optimizer=records), constants, batch)

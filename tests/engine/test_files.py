@@ -110,3 +110,12 @@ def test_a_folder_that_cannot_be_used_is_explained(tmp_path, name, message):
 def test_a_new_folder_is_made_and_left_empty(tmp_path):
   assert files.check_folder(tmp_path / 'new' / 'folder') == tmp_path / 'new' / 'folder'
   assert list((tmp_path / 'new' / 'folder').iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_be_it_a_folder(tmp_path):
+  (tmp_path / '.file.1234.partial').touch()
+  (tmp_path / '.model.partial' / 'params').mkdir(parents=True)
+  (tmp_path / '.model.partial' / 'params' / 'array').touch()
+  (tmp_path / 'kept').touch()
+  files.remove_partial(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['kept']

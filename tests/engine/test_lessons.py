@@ -36,7 +36,7 @@ def scaled_euler(monkeypatch):
 @pytest.fixture(scope='module')
 def batch():
   keys = jax.random.split(jax.random.key(1), 4)
-  return trainer.Batch(jax.random.normal(jax.random.key(0), (4, 2, 2, 1)), None, keys, keys[0])
+  return trainer.Batch(jax.random.normal(jax.random.key(0), (4, 2, 2, 1)), None, keys)
 
 
 def teacher(stride):
@@ -56,7 +56,7 @@ def test_a_soft_teacher_asks_for_less_and_never_for_more(batch, scaled_euler):
   design = scaled_euler(SIGMAS)
   numbers = design.initial(None)
   def loss(radius, moves):
-    lesson = lessons.of_end(design, teacher(16), denoiser, denoiser, 10.0, radius, moves)
+    lesson = lessons.of_end(design, teacher(16), denoiser, denoiser, 10.0, 2, radius, moves)
     target = lesson.teach(1.0, batch)
     return float(lesson.loss(numbers, 1.0, batch, target, lesson.begin(1.0, batch), 0)[0])
   hard = loss(0.0, 0)
@@ -71,7 +71,7 @@ def test_a_soft_teacher_asks_for_less_and_never_for_more(batch, scaled_euler):
 
 
 def test_the_design_of_the_docs_learns(scaled_euler, tmp_path):
-  lesson = lessons.of_end(scaled_euler(SIGMAS), teacher(16), denoiser, denoiser, 10.0)
+  lesson = lessons.of_end(scaled_euler(SIGMAS), teacher(16), denoiser, denoiser, 10.0, 2)
   course = trainer.Course(who='test', lessons=[lesson], optimizer=optax.adam(0.02),
                   constants=np.float32(1), image_shape=(2, 2, 1), classes=None, num_classes=0,
                   seed=0, sweeps=60, batch_size=8, log_every=20, checkpoint_every=60,

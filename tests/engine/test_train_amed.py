@@ -55,16 +55,23 @@ def sampled(folder, **fields):
 
 DESIGNS = {
     'amed': {'learn__student': 'dpmpp', 'learn__max_order': 2, 'learn__predict_x0': False},
-    'epd': {'learn__num_points': 2},
-    'grid': {'learn__solver': 'ipndm', 'learn__max_order': 2},
-    'coefficients': {'learn__solver': 'ipndm', 'learn__max_order': 2},
-    'adasde': {},
+    'epd': {'learn__num_points': 2, 'learn__loss': 'end'},
+    'grid': {'learn__solver': 'ipndm', 'learn__max_order': 2, 'learn__loss': None},
+    'coefficients': {'learn__solver': 'ipndm', 'learn__max_order': 2, 'learn__loss': None},
+    'adasde': {'learn__loss': None},
 }
 
 
 def test_every_design_is_trained_here():
   from samplers import learned
   assert DESIGNS.keys() == learned.DESIGNS.keys()
+
+
+def test_on_the_end_of_a_run_metrics_tell_every_interval_too(model, tmp_path):
+  learning.trained(tmp_path / 'run', model, learn__student='ipndm', learn__loss='end')
+  line = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[-1])
+  assert {name: len(line[name]) for name in ('loss', 'r', 'scale_dir', 'scale_time')} == {
+      'loss': 1, 'r': 2, 'scale_dir': 2, 'scale_time': 2}
 
 
 @pytest.mark.parametrize('design', DESIGNS)
@@ -78,6 +85,8 @@ def test_a_design_is_trained_and_samples_with_its_predictor_alone(design, model,
   assert (tmp_path / 'run/metrics.png').stat().st_size > 10_000
   predictor = predictors.load(tmp_path / 'run')
   start = predictor.design.initial(jax.random.key(0))
+  assert any(np.abs(predictor.learned[name] - value).max() > 1e-4 for name, value in start.items()
+             if isinstance(value, jax.Array)) or design == 'amed'
   plan = sampled(tmp_path / 'out', predictor__path=str(tmp_path / 'run'))
   assert plan.model.sha256 == models.load(model).sha256  # The predictor knows its model.
   assert plan.solver.nfe == predictor.design.nfe
@@ -125,16 +134,23 @@ BAD = {
     'unknown student .ipdm.': {'learn__student': 'ipdm'},
     'config.learn: amed: unknown option .num_points.': {'learn__num_points': 2},
     'amed: scale_dir must be .* got 1.5': {'learn__scale_dir': 1.5},
-    "config.learn.loss: must be 'end' for grid": {'learn__design': 'grid',
-                                                  'learn__loss': 'intervals'},
+    "config.learn.loss: must be 'end' for grid": {'learn__design': 'grid'},
     'config.learn.teacher: must be one solver, a table, got .dpm_adaptive.': {
         'learn__teacher': 'dpm_adaptive'},
-    'config.learn.teacher: must draw no noise, got .ddpm.': {'learn__teacher': 'ddpm'},
+    'config.learn.teacher: must draw no noise .* got ddpm': {'learn__teacher': 'ddpm'},
+    'config.learn.teacher: must .* pass all levels of its grid, got dpm_fast': {
+        'learn__teacher': 'dpm_fast'},
+    "config.learn.moves: must be 0 with config.learn.loss='intervals'": {
+        'learn__moves': 2, 'learn__radius': 0.1},
+    'config.learn.num_steps: must be 3, as the schedule explicit has it, got 2': {
+        'schedule__name': 'explicit', 'schedule__sigmas': '80,5,1,0.01'},
+    'config.condition.task: must be left out with --mode=train_amed': {
+        'condition__task': 'colorize'},
     'unknown solver .huen.; did you mean heun': {'learn__teacher': 'huen'},
     'config.learn: learning_rate must be a finite number above 0, got -1': {
         'learn__learning_rate': -1.0},
     'config.learn.radius: must be from 0 .* got 0.1 with 0 moves': {'learn__radius': 0.1},
-    'amed: sigmas must end above 0': {'schedule__name': 'karras'},
+    'amed: sigmas must end above 0': {'learn__schedule': 'karras'},
     'config.model: must be a network, whose bottleneck learned solvers read, got digits_exact': {
         'model__path': None, 'model__name': 'digits_exact'},
     'unknown config.limit': {'limit': 'hard'},
@@ -158,7 +174,7 @@ def test_a_workdir_of_another_training_is_refused(amed, model):
 
 def test_a_predictor_decides_schedule_and_solver(amed, tmp_path):
   for field, value in (('schedule__num_steps', 5), ('schedule__rho', 5.0), ('solver__name', 'heun'),
-                       ('limit', 'clip'), ('guidance__scale', 2.0)):
+                       ('limit', 'clip'), ('guidance__scale', 2.0), ('noise', 'gaussian')):
     name = field.replace('__', '.')
     with pytest.raises(ValueError, match=rf'^config\.{name}: must be left out with a predictor'):
       sampled(tmp_path / 'out', predictor__path=str(amed), **{field: value})
@@ -205,9 +221,10 @@ def main(folder, *flags):
 def test_a_killed_training_goes_on_and_its_predictor_samples_by_number(tmp_path):
   flags = ('--mode=train_amed', '--config.learn.num_steps=1', '--config.learn.trajectories=24',
            '--config.learn.batch_size=4', '--config.learn.teacher=euler', '--config.learn.M=1',
-           '--config.learn.checkpoint_every=2', '--config.learn.student=ipndm')
+           '--config.learn.checkpoint_every=2', '--config.learn.student=ipndm',
+           '--config.learn.afs=False')
   killed = main(tmp_path, *flags)
-  experiment = tmp_path / 'exps/00000-digits-1-2-ipndm-euler-1-poly7'
+  experiment = tmp_path / 'exps/00000-digits-1-2-ipndm-euler-1-uni1'
   deadline = time.monotonic() + 120
   while not (experiment / 'checkpoints/2').exists() and killed.poll() is None:
     assert time.monotonic() < deadline
@@ -226,4 +243,4 @@ def test_a_killed_training_goes_on_and_its_predictor_samples_by_number(tmp_path)
   process = main(tmp_path, '--config.predictor.path=0', '--config.seeds=0-7')
   out, error = process.communicate(timeout=120)
   assert process.returncode == 0 and error == '', error
-  assert out.startswith('8 images in out: amed on polynomial, NFE 2, ')
+  assert out.startswith('8 images in out: amed on time_uniform, NFE 2, ')

@@ -43,7 +43,7 @@ def course(folder, lessons=None, **fields):
 
 def batch(size=4):
   keys = jax.random.split(jax.random.key(1), size)
-  return trainer.Batch(jax.random.normal(jax.random.key(0), (size, 2, 2, 1)), None, keys, keys[0])
+  return trainer.Batch(jax.random.normal(jax.random.key(0), (size, 2, 2, 1)), None, keys)
 
 
 class Interrupt(Exception):
@@ -121,12 +121,12 @@ def test_each_sweep_takes_the_lesson_that_is_chosen(tmp_path):
 
 def test_labels_are_random_or_taken_in_turn(tmp_path):
   numbers = np.arange(600, dtype=np.uint32)
-  drawn = trainer.draw(course(tmp_path), 0, numbers)
+  drawn = trainer.draw(course(tmp_path), numbers)
   assert set(np.unique(drawn.labels)) == {0, 1, 2}
-  turns = trainer.draw(course(tmp_path, classes=np.array([2, 0], np.int32)), 0, numbers)
+  turns = trainer.draw(course(tmp_path, classes=np.array([2, 0], np.int32)), numbers)
   np.testing.assert_array_equal(turns.labels[:3], [2, 0, 2])
-  assert trainer.draw(course(tmp_path, num_classes=0), 0, numbers).labels is None
-  later = trainer.draw(course(tmp_path), 1, numbers[300:])  # Its number makes a sample.
+  assert trainer.draw(course(tmp_path, num_classes=0), numbers).labels is None
+  later = trainer.draw(course(tmp_path), numbers[300:])  # Its number makes a sample.
   np.testing.assert_array_equal(later.latents, drawn.latents[300:])
 
 
