@@ -9,6 +9,9 @@ import ml_collections
 
 from samplers import checks
 
+_SAMPLING = 'model', 'schedule', 'solver', 'predictor', 'guidance', 'condition', 'input', 'output'
+"""Groups of the config that belong to no other job."""
+
 NUMBERED = 'train_amed',
 """Modes that find a numbered folder of their own."""
 
@@ -76,8 +79,11 @@ def explain(error: Exception, argv: Sequence[str], default: str) -> str:
 def _unknown(name, known):
   """The sentence for an unknown field: the nearest by its whole name or by its last part."""
   near = difflib.get_close_matches(name, known, 1)
+  if '.' not in name:  # A whole field, or the last part of one; of several that of sampling.
+    whole = difflib.get_close_matches(name, [field for field in known if '.' not in field], 1)
+    same = [field for field in known if field.rsplit('.', 1)[-1] == name]
+    near = whole or sorted(same, key=lambda field: field.split('.')[0] not in _SAMPLING)[:1] or near
   if not near:
-    # Of fields with one last part, the first: those of sampling come before those of jobs.
     last_parts = {field.rsplit('.', 1)[-1]: field for field in reversed(known)}
     near = [last_parts[part] for part in
             difflib.get_close_matches(name.rsplit('.', 1)[-1], last_parts, 1)]

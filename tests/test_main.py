@@ -107,8 +107,9 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
       (['--config.schedule.name=explicit', '--config.schedule.path=out/search/grid-2.json',
         '--config.solver.name=euler', '--workdir=out/on_grid'],
        'euler on explicit, NFE 2', {'grid.png'}),
-      (['--mode=distill', '--config.distill.num_steps=2', '--config.distill.M=1',
-        '--config.distill.trajectories=4', '--config.distill.batch_size=4'],
+      (['--mode=distill', '--config.model.name=digits_early', '--config.distill.num_steps=2',
+        '--config.distill.M=1', '--config.distill.trajectories=4',
+        '--config.distill.batch_size=4'],
        'euler on polynomial, NFE 1', {'model', 'samples', 'metrics.jsonl', 'metrics.png',
                                       'run.json'})):
     result = run_main(tmp_path, *flags, *small, **quickly)
@@ -120,8 +121,8 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
 
 @pytest.mark.parametrize('flags, message', [
     (['--mode=generat'],
-     "unknown --mode 'generat'; did you mean generate? known: analyze, compare, convert, evaluate, "
-     'generate, invert, likelihood, train'),
+     "unknown --mode 'generat'; did you mean generate? known: analyze, compare, convert, distill, "
+     'evaluate, generate, invert, likelihood, search, train, train_amed'),
     (['--config.solver.etta=1'], "unknown config field 'solver.etta'; did you mean 'solver.eta'?"),
     (['--config.solver.eta=much'], 'flag --config.solver.eta=much: could not convert'),
     (['--config.seeds=9-3'], "seeds: a range must run upwards, got '9-3'; write 3-9"),
