@@ -65,7 +65,7 @@ def of_intervals(design: samplers.learned.Design, teach: Callable[..., jax.Array
     if design.restarts:
       carry = carry._replace(x=target[i])
     return value, (carry, {name: jnp.mean(values) for name, values in told.items()})
-  return trainer.Lesson(design.initial, target, begin, loss, updates=count)
+  return trainer.Lesson(jax.jit(design.initial), target, begin, loss, updates=count)
 
 
 def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], asked: Denoiser,
@@ -126,7 +126,7 @@ def of_end(design: samplers.learned.Design, teach: Callable[..., jax.Array], ask
                         start, radius * sigma_first * float(np.sqrt(start[0].size)), moves)
       value = jnp.minimum(value, distances(learned, constants, batch, target, moved)[0])
     return value.mean(), (carry, told)
-  return trainer.Lesson(design.initial, target, begin, loss, updates=1)
+  return trainer.Lesson(jax.jit(design.initial), target, begin, loss, updates=1)
 
 
 def _softened(distance, start, radius, moves):

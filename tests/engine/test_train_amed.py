@@ -219,12 +219,12 @@ def main(folder, *flags):
 
 
 def test_a_killed_training_goes_on_and_its_predictor_samples_by_number(tmp_path):
-  flags = ('--mode=train_amed', '--config.learn.num_steps=1', '--config.learn.trajectories=24',
-           '--config.learn.batch_size=4', '--config.learn.teacher=euler', '--config.learn.M=1',
-           '--config.learn.checkpoint_every=2', '--config.learn.student=ipndm',
-           '--config.learn.afs=False')
+  flags = ('--mode=train_amed', '--config.model.name=digits_early', '--config.learn.num_steps=1',
+           '--config.learn.trajectories=24', '--config.learn.batch_size=4',
+           '--config.learn.teacher=euler', '--config.learn.M=1', '--config.learn.afs=False',
+           '--config.learn.checkpoint_every=2')
   killed = main(tmp_path, *flags)
-  experiment = tmp_path / 'exps/00000-digits-1-2-ipndm-euler-1-uni1'
+  experiment = tmp_path / 'exps/00000-digits_early-1-2-ipndm-euler-1-uni1'
   deadline = time.monotonic() + 120
   while not (experiment / 'checkpoints/2').exists() and killed.poll() is None:
     assert time.monotonic() < deadline
