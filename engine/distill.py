@@ -24,7 +24,7 @@ from models import directory
 from samplers import checks
 
 _MODEL, _SAMPLES = 'model', 'samples'
-_LEAST = {'M': 0, 'trajectories': 1, 'batch_size': 1, 'log_every': 1, 'checkpoint_every': 1,
+_LEAST = {'trajectories': 1, 'batch_size': 1, 'log_every': 1, 'checkpoint_every': 1,
           'seed': 0}
 
 
@@ -82,9 +82,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
          'seeds_from': config.seeds_from,
          'model': model.identity}
   folder = pathlib.Path(workdir)
-  if not identity.check(folder, own) and (folder / _MODEL).exists():
-    raise ValueError(f'workdir: must be empty or hold a run of the same config, got '
-                     f'{folder / _MODEL} without {identity.NAME}; choose another --workdir')
+  identity.check_product(folder, own, _MODEL)
   course = stages.course(stage, distill, config.labels, model, folder)
   files.check_folder(workdir)
   return Plan(course=course, model=stages.student_config(stage, model),
@@ -143,13 +141,8 @@ def _command(plan, student):
 
 def _check(distill):
   """Raises ValueError for the first field of config.distill that is out of range by itself."""
-  for field, least in _LEAST.items():
-    value = distill[field]
-    if value is None and field == 'M':
-      continue
-    if not checks.is_integer(value) or value < least:
-      raise ValueError(f'config.distill.{field}: must be an integer of {least} or more, got '
-                       f'{value!r}; configs/distilling.py has the usual one')
+  resolve.check_least('distill', distill, {
+      **({} if distill.M is None else {'M': 0}), **_LEAST}, 'distilling.py')
   least = 1 + distill.afs
   if distill.num_steps is not None and (
       not checks.is_integer(distill.num_steps) or distill.num_steps < least):

@@ -52,6 +52,22 @@ def check(folder: pathlib.Path, now: dict[str, Any]) -> bool:
   return True
 
 
+def check_product(folder: pathlib.Path, now: dict[str, Any], product: str) -> None:
+  """As `check`, and refuses a folder that holds what the run makes, but not whose it is.
+
+  Args:
+    folder: a workdir, there or not.
+    now: identity of the run to start.
+    product: name of what the run leaves in the folder, written last.
+
+  Raises:
+    ValueError: as `check`, or if the product is there without a run.json.
+  """
+  if not check(folder, now) and (folder / product).exists():
+    raise ValueError(f'workdir: must be empty or hold a run of the same config, got '
+                     f'{folder / product} without {NAME}; choose another --workdir')
+
+
 def write(folder: pathlib.Path, now: dict[str, Any]) -> None:
   """Writes run.json, whole or not at all.
 

@@ -134,6 +134,23 @@ def batch_size(config: ml_collections.ConfigDict) -> int:
   return _within('batch_size', config.batch_size, 1, 2**16)
 
 
+def check_least(group: str, fields: ml_collections.ConfigDict, least: dict[str, int],
+                file: str) -> None:
+  """Raises ValueError for the first field of a group that is no integer of its least or more.
+
+  Args:
+    group: name of the group, such as 'train'.
+    fields: the group.
+    least: field -> lowest value.
+    file: of configs/, where the usual values are.
+  """
+  for field, lowest in least.items():
+    value = fields[field]
+    if not checks.is_integer(value) or value < lowest:
+      raise ValueError(f'config.{group}.{field}: must be an integer of {lowest} or more, got '
+                       f'{value!r}; configs/{file} has the usual one')
+
+
 def given(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the fields that have a value, without those of jobs of their own."""
   given = _given(config.to_dict())

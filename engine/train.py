@@ -26,6 +26,7 @@ from engine import (
   losses,
   plots,
   progress as progress_lib,
+  resolve,
 )
 from models import directory, networks
 from samplers import checks
@@ -114,9 +115,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   decides = {name: value for name, value in train.to_dict().items() if name != 'checkpoint_every'}
   own = {'mode': 'train', 'train': decides, 'data_sha256': training.sha256}
   folder = pathlib.Path(workdir)
-  if not identity.check(folder, own) and (folder / _MODEL).exists():
-    raise ValueError(f'workdir: must be empty or hold a run of the same config, got '
-                     f'{folder / _MODEL} without {identity.NAME}; choose another --workdir')
+  identity.check_product(folder, own, _MODEL)
   return Plan(train=train, model=model, network=network, loss=loss, training=training,
               held_out=held_out, identity=own, workdir=files.check_folder(workdir))
 
@@ -295,11 +294,7 @@ def _check(train):
     checks.lookup('network', train.network.name, networks.NETWORKS)
     raise ValueError(f'config.train.network.name: must be {expected} for a {train.kind}, got '
                      f'{train.network.name}; known: {known}')
-  for name, least in _LEAST.items():
-    value = train[name]
-    if not checks.is_integer(value) or value < least:
-      raise ValueError(f'config.train.{name}: must be an integer of {least} or more, got '
-                       f'{value!r}; {usual}')
+  resolve.check_least('train', train, _LEAST, 'training.py')
   if train.warmup >= train.steps:
     raise ValueError(f'config.train.warmup: must be below config.train.steps, got {train.warmup} '
                      f'of {train.steps}; a twentieth is usual')

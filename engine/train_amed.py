@@ -235,9 +235,7 @@ def _folder(workdir, own, sigmas, design, model):
   """The folder of the run; without a workdir the experiment of this config, or a new number."""
   if workdir is not None:
     folder = pathlib.Path(workdir)
-    if not identity.check(folder, own) and (folder / predictors.FOLDER).exists():
-      raise ValueError(f'workdir: must be empty or hold a run of the same config, got {folder} '
-                       f'with a {predictors.FOLDER}; choose another --workdir')
+    identity.check_product(folder, own, predictors.FOLDER)
     return folder
   text = _described(own, sigmas, design, model)
   numbered = predictors.experiments()
@@ -291,11 +289,7 @@ def _command(plan):
 def _check(learn):
   """Raises ValueError for the first field of config.learn that is out of range."""
   checks.lookup('config.learn.design', learn.design, samplers.learned.DESIGNS)
-  for field, least in _LEAST.items():
-    value = learn[field]
-    if not checks.is_integer(value) or value < least:
-      raise ValueError(f'config.learn.{field}: must be an integer of {least} or more, got '
-                       f'{value!r}; configs/learning.py has the usual one')
+  resolve.check_least('learn', learn, _LEAST, 'learning.py')
   checks.check_choice('config.learn', 'decay', learn.decay, _DECAYS)
   if learn.learning_rate is not None:
     checks.check_positive('config.learn', 'learning_rate', learn.learning_rate,

@@ -232,11 +232,11 @@ def _alone(lesson, optimizer):
   return _Programs(*(jax.jit(piece) for piece in _pieces(lesson, optimizer, lambda tree: tree)))
 
 
-def _pieces(lesson, optimizer, mean, draw=lambda state, batch: batch):
+def _pieces(lesson, optimizer, mean, draw=lambda batch: batch):
   """`begin` and `update` as functions of what all devices share and what each has."""
   def first(constants, parts):
-    state, batch = parts
-    return begin(lesson, state, constants, draw(state, batch), mean)
+    state, drawn_from = parts
+    return begin(lesson, state, constants, draw(drawn_from), mean)
 
   def then(shared, midway):
     constants, i = shared
@@ -318,7 +318,7 @@ def train(course: Course, progress: progress_lib.Progress = progress_lib.silent,
         for line in told:
           checkpoints.add_line(course.folder / METRICS, lines, line)
         if count % course.checkpoint_every == 0 or count == course.sweeps:
-          kept = devices.first(reached)
+          kept = devices.first(reached)._replace(sweep=np.int32(count))
           _check_finite(course, kept.learned, count)
           checkpoints.save(course.who, manager, count, kept)
         state = reached
@@ -336,7 +336,10 @@ def _check_finite(course, learned, count):
 
 
 def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[dict[str, Any]]]]:
-  """Yields (state, sweeps done, lines of metrics) where there is something to write."""
+  """Yields (state, sweeps done, lines of metrics) where there is something to write.
+
+  The state lies on the devices, its `sweep` as it was at first: no program looks at it.
+  """
   programs = [_spread(course, lesson) for lesson in course.lessons]
   constants = devices.replicate(course.constants)
   done, state = int(state.sweep), devices.copies(state)
@@ -347,7 +350,7 @@ def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[di
     numbers = number * course.batch_size + np.arange(course.batch_size)
     midway, told = _run(programs[which], course.lessons[which], constants,
                         (state, devices.split(numbers.astype(np.uint32))))
-    state = State(devices.copies(np.int32(number + 1)), midway.learned, midway.optimizer)
+    state = state._replace(learned=midway.learned, optimizer=midway.optimizer)
     if queued is not None:  # The sweep before: one is always queued behind it.
       watch.see(*queued)
     queued, count = (number, which, told), number + 1
@@ -362,7 +365,7 @@ def _sweeps(course, state, lines, advance) -> Iterator[tuple[State, int, list[di
 def _spread(course, lesson):
   """The programs on all devices, each of which draws its own samples."""
   pieces = _pieces(lesson, course.optimizer, devices.mean,
-                   lambda state, numbers: draw(course, numbers))
+                   functools.partial(draw, course))
   return _Programs(*(devices.spread(piece) for piece in pieces))
 
 
