@@ -4,8 +4,8 @@
   python -m benchmarks.learned --write    also writes the section and the plot into benchmarks/
   python -m benchmarks.learned --only grid,coefficients --nfe 5
 
-All are measured on the seeds 0 to 255, which no training saw: a training draws from streams of its
-own. A killed run goes on where it was. All of it takes hours on two cores.
+All are measured on seeds that no training saw: a training draws from streams of its own. A killed
+run goes on where it was. All of it takes hours on two cores.
 """
 
 import argparse
@@ -35,12 +35,13 @@ from engine import (
   train_amed,
   trial,
 )
-from evaluation import bootstrap
 
 HERE = pathlib.Path(__file__).parent
 OUT = pathlib.Path('out/learned')
 TITLE = 'Learned and searched solvers'
 SEEDS = '0-255'
+MANY = '0-4095'
+"""Seeds of the distance to the data, whose error would be larger than what is compared."""
 BUDGETS = 3, 4, 5, 6, 7, 8, 9, 10
 _RESAMPLES = 200
 _REFERENCE = 1e-3  # Error of the reference solution that is good enough.
@@ -125,6 +126,8 @@ def distilled(nfe: int) -> Iterator[Made]:
 
 FEW = {'trajectories': 2560, 'log_every': 2}
 """Of designs that learn some dozens of numbers."""
+FEWER = {'trajectories': 4000}
+"""Of others than the default, which bring hours with them."""
 
 ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {
     'iPNDM': ipndm,
@@ -132,9 +135,9 @@ ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {
     'DPM-Solver++': plain('dpmpp', max_order=3),
     'UniPC': plain('unipc', max_order=3),
     'iPNDM + GITS': searched,
-    'AMED-Solver': learned('amed', True, student='amed'),
+    'AMED-Solver': learned('amed', True, student='amed', **FEWER),
     'AMED-Plugin on iPNDM': learned('plugin', True),
-    'EPD-Plugin on iPNDM': learned('epd', True, design='epd', student='ipndm'),
+    'EPD-Plugin on iPNDM': learned('epd', True, design='epd', student='ipndm', **FEWER),
     'learned grid (LD3)': learned('grid', False, design='grid', **FEW),
     'learned coefficients (S4S)': learned('coefficients', False, design='coefficients', **FEW),
     'both': learned('both', False, design='coefficients', learn_grid=True, **FEW),
@@ -143,28 +146,29 @@ ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {
 
 
 class Judge(NamedTuple):
-  """Measures samples of the seeds against the reference solution and the data.
+  """Measures samples against the reference solution and the data.
 
   Attributes:
-    solution: of the reference.
+    solution: of the reference, from SEEDS.
     quality: what images are judged by.
-    own: distance of the reference solution's images.
-    floor: distance of as many real images.
+    floor: distance of as many real images as are judged.
   """
 
   solution: exact.Solution
   quality: quality_lib.Quality
-  own: bootstrap.Resampled
   floor: float
 
   def measure(self, made: Made) -> dict[str, Any]:
-    """Returns what samples are worth, plain values."""
+    """Returns the distance of samples to the reference solution, and what they took."""
     plan = generate.plan(configured(made.fields), str(OUT / 'judge'))
-    samples = _samples(plan)
-    judged = self.quality.judge(images.to_uint8(samples), self.own, _RESAMPLES)
-    rms = float(np.sqrt(np.mean((samples - self.solution.end)**2)))
-    return {'rms': rms, 'nfe': plan.solver.nfe, 'seconds': made.seconds,
-            'evaluations': made.evaluations, 'fields': made.fields, **judged}
+    rms = float(np.sqrt(np.mean((_samples(plan) - self.solution.end)**2)))
+    return {'rms': rms, 'nfe': plan.solver.nfe, 'made': made}
+
+  def compare(self, made: Made) -> dict[str, Any]:
+    """Returns the distance of many samples to the data, with its interval."""
+    plan = generate.plan(configured({**made.fields, 'seeds': MANY}), str(OUT / 'judge'))
+    found = self.quality.resample(images.to_uint8(_samples(plan)), _RESAMPLES)
+    return {'frechet': found.estimate, 'interval': found.interval(quality_lib.LEVEL)}
 
 
 def find_judge() -> Judge:
@@ -178,8 +182,7 @@ def find_judge() -> Judge:
   while not exact.is_enough(solution, _REFERENCE):
     solution = exact.refine(seeds, plan.model.sigma_min, plan.model.sigma_max, solution)
   judge = quality_lib.plan(config, plan.model)
-  own = judge.resample(images.to_uint8(solution.end), _RESAMPLES)
-  return Judge(solution, judge, own, judge.floor(len(plan.results.seeds)))
+  return Judge(solution, judge, judge.floor(len(seeds_lib.parse(MANY))))
 
 
 def _samples(plan):
@@ -222,9 +225,9 @@ def main() -> None:
     for nfe in budgets:
       found = [judge.measure(made) for made in make(nfe)]
       if found:
-        rows.setdefault(name, {})[nfe] = min(found, key=lambda row: row['rms'])
-        print(name, nfe, {field: rows[name][nfe][field] for field in (
-            'rms', 'frechet', 'seconds', 'nfe')}, flush=True)
+        best = min(found, key=lambda row: row['rms'])
+        rows.setdefault(name, {})[nfe] = best | judge.compare(best['made'])
+        print(name, nfe, rows[name][nfe], flush=True)
   text = render(rows, budgets, judge)
   print(text)
   if given.write:
@@ -253,12 +256,12 @@ def render(rows: dict[str, dict[int, Any]], budgets: Sequence[int], judge: Judge
     return f'**{text}**' if row[nfe]['rms'] == best else text
 
   def frechet(row, nfe):
-    low, high = row[nfe]['frechet_interval']
-    return f'{row[nfe]["frechet"]:.2f} [{low:.2f}, {high:.2f}]'
+    low, high = row[nfe]['interval']
+    return f'{row[nfe]["frechet"]:.3f} [{max(low, 0):.3f}, {high:.3f}]'
 
   def cost(row, nfe):
-    made = row[nfe]
-    return f'{made["seconds"]:.0f} s, {made["evaluations"] / 1e3:.0f}k' if made['seconds'] else '0'
+    made = row[nfe]['made']
+    return f'{made.seconds:.0f} s, {made.evaluations / 1e3:.0f}k' if made.seconds else '0'
   return f'''`python -m benchmarks.learned --write` makes this section: it trains every solver on
 the bundled model, and samples the seeds {SEEDS}, which no training saw. Plain solvers are at the
 best of their grids: iPNDM of polynomial with rho 5, 7 and 9, the others also of time_uniform, from
@@ -270,12 +273,13 @@ latents (error about {judge.solution.error:.0e}). EPD counts what it evaluates a
 
 {table(distance)}
 
-FD-digits with its interval (95 %). As many real digits are at {judge.floor:.2f}.
+FD-digits of the seeds {MANY} with its interval (95 %). As many real digits are at
+{judge.floor:.3f}.
 
 {table(frechet)}
 
-Cost of training: seconds on {devices.count()} CPU cores, and thousands of evaluations of the
-network for one image.
+Cost of training: seconds on {devices.count()} CPU cores, which other work shared at times, and
+thousands of evaluations of the network for one image.
 
 {table(cost)}
 
