@@ -18,6 +18,8 @@ from PIL import Image
 import samplers
 from configs import default
 
+pytestmark = pytest.mark.usefixtures('little_optimization')
+
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ('--config.model.name=digits_exact', '--config.seeds=0-4', '--config.solver.name=euler',
          '--config.schedule.num_steps=2', '--config.batch_size=2')
@@ -67,16 +69,17 @@ BLURRY = '--config.input.images=gaussian_digits'
         '000000.png', '000001.png', '000002.png', 'grid.png', 'manifest.json', 'run.json'}),
 ])
 def test_jobs_and_tasks_on_the_bundled_model(tmp_path, flags, told, files):
-  result = run_main(tmp_path, *flags, '--config.schedule.num_steps=10', '--config.seeds=0-2',
-                    '--workdir=a')
+  result = run_main(tmp_path, *flags, '--config.model.name=digits_exact', '--workdir=a',
+                    '--config.schedule.num_steps=10', '--config.seeds=0-2')
   assert (result.returncode, result.stderr) == (0, '')
   assert told in result.stdout
   assert {path.name for path in (tmp_path / 'a').iterdir()} == files
 
 
 def test_samples_are_compared_measured_and_analyzed(tmp_path):
-  small = ('--config.seeds=0-3', '--config.schedule.num_steps=4')
-  result = run_main(tmp_path, *small, '--config.model.name=digits_exact')
+  small = ('--config.seeds=0-3', '--config.schedule.num_steps=4',
+           '--config.model.name=digits_exact')
+  result = run_main(tmp_path, *small)
   assert (result.returncode, result.stderr) == (0, '')
   for flags, told, files in (
       (['--mode=evaluate', '--config.evaluate.images=out'], 'FD-digits ', {
@@ -97,22 +100,22 @@ def test_samples_are_compared_measured_and_analyzed(tmp_path):
 
 
 def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(tmp_path):
-  quickly = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   small = '--config.seeds=0-3', '--config.batch_size=4'
+  exact = '--config.model.name=digits_exact'
   for flags, told, files in (
-      (['--mode=search', '--config.search.num_steps=2', '--config.search.teacher_steps=6',
+      (['--mode=search', exact, '--config.search.num_steps=2', '--config.search.teacher_steps=6',
         '--config.search.warm_up=4'], 'grid-2.json', {
             'grid-2.json', 'grid-2.diffusers.txt', 'grid-2.comfyui.txt', 'costs.png', 'costs.npz',
             'search.json', 'run.json'}),
       (['--config.schedule.name=explicit', '--config.schedule.path=out/search/grid-2.json',
-        '--config.solver.name=euler', '--workdir=out/on_grid'],
+        '--config.solver.name=euler', '--workdir=out/on_grid', exact],
        'euler on explicit, NFE 2', {'grid.png'}),
       (['--mode=distill', '--config.model.name=digits_early', '--config.distill.num_steps=2',
         '--config.distill.M=1', '--config.distill.trajectories=4',
         '--config.distill.batch_size=4'],
        'euler on polynomial, NFE 1', {'model', 'samples', 'metrics.jsonl', 'metrics.png',
                                       'run.json'})):
-    result = run_main(tmp_path, *flags, *small, **quickly)
+    result = run_main(tmp_path, *flags, *small)
     assert (result.returncode, result.stderr) == (0, '')
     assert told in result.stdout
     folder = flags[0].removeprefix('--mode=') if 'mode' in flags[0] else 'on_grid'

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-SEEDS = 160
+SEEDS = 100
 
 
 def start(folder, output):
@@ -83,11 +83,10 @@ def kill_at_random(folder, output, rng, moment):
   return process.returncode == -signal.SIGKILL
 
 
-def killed_ten_times(folder, output, seed):
+def killed_again_and_again(folder, output, seed):
   """Kills and restarts a run; finished images must stay as they are. Returns how many it hit."""
   rng, seen, hit = np.random.default_rng(seed), {}, 0
-  for moment in ('start', 'images', 'images', 'start', 'images', 'images', 'start', 'images', 'end',
-                 'end'):
+  for moment in ('start', 'images', 'images', 'start', 'images', 'end'):
     hit += kill_at_random(folder, output, rng, moment)
     found = pictures(folder)
     complete = (folder / 'manifest.json').exists()
@@ -103,23 +102,23 @@ def killed_ten_times(folder, output, seed):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-  """An uninterrupted run and one killed ten times, for each format; two at a time."""
+  """An uninterrupted run and one killed six times, for each format; two at a time."""
   top = tmp_path_factory.mktemp('killed')
   for output in ('png', 'npz'):  # One by one: the first compiles for all.
     finish(start(top / output, output))
   with concurrent.futures.ThreadPoolExecutor(2) as threads:
-    hits = list(threads.map(killed_ten_times, [top / 'killed_png', top / 'killed_npz'],
+    hits = list(threads.map(killed_again_and_again, [top / 'killed_png', top / 'killed_npz'],
                             ['png', 'npz'], [0, 1]))
   return top, hits
 
 
 def test_kills_hit_running_processes(folders):
   _, hits = folders
-  assert sum(hits) >= 19  # One at the end may come too late.
+  assert sum(hits) >= 11  # One at the end may come too late.
 
 
 @pytest.mark.parametrize('output', ['png', 'npz'])
-def test_a_run_killed_ten_times_ends_with_the_files_of_an_uninterrupted_one(folders, output):
+def test_a_run_killed_again_and_again_ends_with_the_files_of_an_uninterrupted_one(folders, output):
   top, _ = folders
   files, manifest = content(top / output)
   killed_files, killed_manifest = content(top / f'killed_{output}')
