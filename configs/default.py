@@ -47,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = MODEL  # A key of models.BUNDLED.
   config.model.path = config_dict.placeholder(str)  # A model directory, in place of the name.
+  # Of a model that reads texts: prompts with '|' between them, a .txt file with one in each line,
+  # or a .npz file of their features. config.labels chooses among them by number, from 0.
+  config.model.prompts = config_dict.placeholder(str)
 
   # Noise levels: samplers.schedule(name, num_steps, sigma_min, sigma_max, **options).
   config.schedule = ml_collections.ConfigDict()
@@ -118,6 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.output.subfolders = False  # PNG files in folders of 1,000 seeds: 000000/, 001000/, ...
   # From [-1, 1] to bytes: 'nearest' (EDM, diff-sampler), or 'truncate', to the next lower (ADM).
   config.output.uint8_rule = 'nearest'
+  # For decoding latents, GiB on each device: a batch is decoded in slices that need no more.
+  config.output.decode_memory = 2.0
   config.output.grid = ml_collections.ConfigDict()  # grid.png, the first images to look at.
   config.output.grid.columns = 8  # Images per row.
   config.output.grid.rows = 8  # Rows at most; further images are in their own files only.

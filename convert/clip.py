@@ -136,11 +136,11 @@ def convert(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None 
   kept = {name: array for name, array in tensors.items() if name not in names.ignored}
   like = jax.eval_shape(clip.Clip(**settings).init, jax.random.key(0), *_inputs(settings))['params']
   if names is TRANSFORMERS:
-    like = _split(like)
+    like = split(like)
   params = rules.place(key_rules(settings, names), kept, like, network='a CLIP of these shapes',
                        remedy='take a whole file of the two towers and nothing else')
   return ({'kind': 'features', 'network': {'name': 'clip', 'settings': settings}},
-          _fuse(params) if names is TRANSFORMERS else params)
+          fuse(params) if names is TRANSFORMERS else params)
 
 
 def describe(tensors: Mapping[str, np.ndarray],
@@ -219,6 +219,32 @@ def key_rules(settings: Mapping[str, Any], names: Layout) -> dict[str, rules.Rul
             (*path, 'scale' if norm else 'kernel'), 'same' if norm else 'transposed')
         result[f'{prefix}{i}.{start}bias'] = rules.Rule((*path, 'bias'))
   return result
+
+
+def split(like: Any) -> Any:
+  """Returns shapes of parameters with a third of each qkv as q, k and v, as TRANSFORMERS needs."""
+  result = {}
+  for path, leaf in flax.traverse_util.flatten_dict(like).items():
+    if 'qkv' not in path:
+      result[path] = leaf
+      continue
+    shape = (*leaf.shape[:-1], leaf.shape[-1] // 3)
+    for part in 'qkv':
+      result[*path[:-2], part, path[-1]] = jax.ShapeDtypeStruct(shape, leaf.dtype)
+  return flax.traverse_util.unflatten_dict(result)
+
+
+def fuse(params: Any) -> Any:
+  """Returns parameters with each q, k and v as one qkv: what `split` took apart."""
+  result = {}
+  for path, leaf in flax.traverse_util.flatten_dict(params).items():
+    if path[-2:-1] not in (('q',), ('k',), ('v',)):
+      result[path] = leaf
+    else:
+      result.setdefault((*path[:-2], 'qkv', path[-1]), {})[path[-2]] = leaf
+  return flax.traverse_util.unflatten_dict({
+      path: np.concatenate([leaf[part] for part in 'qkv'], axis=-1) if isinstance(leaf, dict)
+      else leaf for path, leaf in result.items()})
 
 
 def _read(tensors):
@@ -306,29 +332,3 @@ def _count(tensors, prefix):
 def _inputs(settings):
   side = settings['image_size']
   return jnp.zeros((1, side, side, 3)), jnp.zeros((1, settings['context']), int)
-
-
-def _split(like):
-  """Shapes with the third of each qkv as q, k and v."""
-  result = {}
-  for path, leaf in flax.traverse_util.flatten_dict(like).items():
-    if 'qkv' not in path:
-      result[path] = leaf
-      continue
-    shape = (*leaf.shape[:-1], leaf.shape[-1] // 3)
-    for part in 'qkv':
-      result[*path[:-2], part, path[-1]] = jax.ShapeDtypeStruct(shape, leaf.dtype)
-  return flax.traverse_util.unflatten_dict(result)
-
-
-def _fuse(params):
-  """Parameters with each q, k and v as one qkv."""
-  result = {}
-  for path, leaf in flax.traverse_util.flatten_dict(params).items():
-    if path[-2:-1] not in (('q',), ('k',), ('v',)):
-      result[path] = leaf
-    else:
-      result.setdefault((*path[:-2], 'qkv', path[-1]), {})[path[-2]] = leaf
-  return flax.traverse_util.unflatten_dict({
-      path: np.concatenate([leaf[part] for part in 'qkv'], axis=-1) if isinstance(leaf, dict)
-      else leaf for path, leaf in result.items()})

@@ -70,6 +70,16 @@ def read(path: str | os.PathLike, memory: int | None = None) -> Contents:
   return Contents(container, value, hashlib.sha256(data).hexdigest())
 
 
+def digest(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a file, in hex, without keeping it in memory.
+
+  Raises:
+    OSError: if it cannot be read.
+  """
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 def parse(data: bytes) -> tuple[str, Any]:
   """Reads the bytes of a file.
 

@@ -94,7 +94,8 @@ def shapes(network: nn.Module, image_shape: Sequence[int], tensors: int) -> Any:
   Raises:
     ValueError: if the network has more blocks than there are tensors, or it cannot be that large.
   """
-  blocks = network.num_blocks * len(network.channel_mult)
+  blocks = network.num_blocks * len(network.channel_mult) + getattr(
+      network, 'transformer_depth', 0)
   if blocks > tensors:  # Else settings of a damaged file could keep us busy for ever.
     raise ValueError(f'convert: network must have fewer blocks than the {tensors} tensors there '
                      f'are, got {blocks}; choose the settings of this checkpoint, or a whole file')

@@ -6,7 +6,6 @@ A file that is damaged, or does not fit its settings, is found before anything i
 import dataclasses
 import functools
 import gc
-import hashlib
 import json
 import pathlib
 import re
@@ -18,12 +17,10 @@ import ml_collections
 import numpy as np
 
 import convert
-import samplers
-from engine import files, progress as progress_lib
-from models import directory, feature_networks, networks
+from convert import text
+from engine import convert_checks, files, progress as progress_lib
+from models import autoencoder, directory, feature_networks, parts as parts_lib
 from samplers import checks
-
-_ORACLE = '.expected.npz'  # Ending of a file beside the source, in place of its own.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +66,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                      'one with --workdir')
   there = folder.exists() or folder.is_symlink()
   if there or settings.sha256:  # Long work waits for this.
-    sha256 = _sha256(source)
+    sha256 = convert.digest(source)
     if settings.sha256 and sha256 != settings.sha256.lower():
       raise ValueError(f'config.convert.sha256: must be that of {source}, {sha256}, got '
                        f'{settings.sha256}; download the file again')
@@ -79,7 +76,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                        'choose another one with --workdir')
     return Plan(None, None, settings, folder, 0.0)
   converted = convert.read(source, settings.family, published=settings.published,
-                           architecture=settings.architecture)
+                           architecture=settings.architecture, tokenizer=settings.tokenizer,
+                           ema=settings.ema)
   _check_resolution(settings.resolution, converted.config, source)
   oracle = _read_oracle(source, converted.config)
   files.check_folder(folder.absolute().parent)
@@ -105,7 +103,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   started = time.perf_counter()
   converted = plan.converted
   with progress('converting', 2, 'steps') as advance:
-    check = _self_check(converted, plan.oracle) if plan.settings.self_check else 'not done'
+    check = convert_checks.check(converted, plan.oracle) if plan.settings.self_check else 'not done'
     gc.collect()  # The copy of the parameters on the device, before they are copied to be saved.
     advance()
     convert.save(plan.workdir, converted.config, converted.params,
@@ -121,22 +119,18 @@ def _check(settings):
     raise ValueError('config.convert.source: must name a checkpoint, got none; give its file with '
                      '--config.convert.source')
   source = pathlib.Path(settings.source)
-  if not source.is_file():
+  if not source.is_file() and not convert.is_folder(source):
     what = 'a folder' if source.is_dir() else 'nothing'
     raise ValueError(f'config.convert.source: must be a file, got {what} at {source}; check the '
-                     'name')
+                     'name, a folder must be one of diffusers with model_index.json')
   if settings.family is not None:
     convert.check_family(settings.family)
   checks.check_choice('config.convert', 'dtype', settings.dtype, directory.DTYPES)
+  checks.check_choice('config.convert', 'ema', settings.ema, convert.EMA_CHOICES)
   if settings.sha256 and not re.fullmatch('[0-9a-fA-F]{64}', settings.sha256):
     raise ValueError(f'config.convert.sha256: must be 64 digits in hex, got {settings.sha256!r}; '
                      'sha256sum tells it')
   return source
-
-
-def _sha256(path):
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _check_resolution(resolution, config, source):
@@ -148,10 +142,18 @@ def _check_resolution(resolution, config, source):
                      f'{resolution} and {source}; take it out')
   predictor = config['kind'] == 'predictor'
   side = (config['model'] if predictor else config)['image_shape'][0]
+  if 'parts' in config:
+    side = _picture_shape(config)[0]
   if resolution != side:
     raise ValueError(f'config.convert.resolution: must be that of the network in {source}, {side}, '
                      f'got {resolution}; take the file that the config names, or the config of '
                      'this file')
+
+
+def _picture_shape(config):
+  """Of the pictures of a denoiser of latents."""
+  return autoencoder.picture_shape(
+      parts_lib.first_stage('convert', config['parts']['first_stage']), config['image_shape'])
 
 
 def _source(source, settings):
@@ -167,21 +169,27 @@ def _is_result(folder, settings, source, sha256):
     return False
   if not isinstance(stored, dict) or settings.family not in (None, stored.get('family')):
     return False
-  if 'architecture' in stored or settings.architecture:
-    given = convert.find_architecture(source, settings.published, settings.architecture)
+  if 'architecture' in stored or settings.architecture or settings.published:
+    given = convert.find_architecture(source, settings.published, settings.architecture,
+                                      stored.get('family'))
     if json.loads(json.dumps(given)) != stored.get('architecture'):
       return False
+  if settings.ema != stored.get('ema', 'auto'):
+    return False
+  if settings.tokenizer and text.digest(
+      text.read_vocabulary(settings.tokenizer)) != stored.get('vocabulary'):
+    return False
   others = {source.with_name(name): known for name, known in stored.get('beside', {}).items()}
-  if not all(other.is_file() and _sha256(other) == known for other, known in others.items()):
+  if not all(other.is_file() and convert.digest(other) == known for other, known in others.items()):
     return False
   return (stored.get('sha256'), stored.get('dtype')) == (sha256, settings.dtype)
 
 
 def _read_oracle(source, config):
   """Reference numbers beside the source, or None."""
-  path = source.with_name(f'{source.stem}{_ORACLE}')
+  path = source.with_name(f'{source.stem}{convert_checks.ORACLE}')
   # Where the network reads a number of steps, the file does not tell which.
-  if (not path.is_file() or config['kind'] != 'denoiser'
+  if (not path.is_file() or config['kind'] != 'denoiser' or 'parts' in config
       or config['network']['settings'].get('step_condition')):
     return None
   try:
@@ -199,93 +207,18 @@ def _read_oracle(source, config):
   return oracle
 
 
-# It runs once: a quick compilation is worth more than a quick program.
-_COMPILER = {'xla_backend_optimization_level': 0}
-
-
-def _check_features(config, params):
-  """Evaluates a network of features on gray; returns what is to be told of it."""
-  module = feature_networks.build(**config['network'])
-  apply = jax.jit(functools.partial(feature_networks.evaluate, module), compiler_options=_COMPILER)
-  answer = jax.device_get(apply(params, *feature_networks.example(module)))
-  bad = [name for name, values in answer.items() if not np.isfinite(values).all()]
-  if bad:
-    raise FloatingPointError(f'convert: features of a gray image must be finite, got others in '
-                             f'{", ".join(bad)}; the checkpoint is damaged, nothing was written')
-  return f'finite {", ".join(answer)} of a gray image'
-
-
-def _check_predictor(config, params):
-  """Samples with a predictor where a denoiser answers gray; returns what is to be told of it."""
-  design = _design(config)
-  bottleneck = np.zeros((1, 1, config['design']['settings']['bottleneck_size']), np.float32)
-  def denoise(x, sigma):
-    del sigma
-    return 0 * x, bottleneck
-  def solve(params, x):
-    _, told = design.step(params, denoise, design.start(x), 0)
-    return {**told, 'sample': design.solve(params, denoise, x)}
-  answer = jax.jit(solve, compiler_options=_COMPILER)(params, np.ones((1, 1, 1, 1), np.float32))
-  bad = [name for name, values in answer.items() if not np.isfinite(values).all()]
-  if bad:
-    raise FloatingPointError(f'convert: answers of the predictor must be finite, got others in '
-                             f'{", ".join(bad)}; the snapshot is damaged, nothing was written')
-  first = ', '.join(f'{name} {float(values[0]):.3g}' for name, values in answer.items()
-                    if name != 'sample')
-  return f'finite sample, {first} in the first interval'
-
-
-def _self_check(converted, oracle):
-  """Evaluates the network once; returns what is to be told of it."""
-  config = converted.config
-  if config['kind'] == 'features':
-    return _check_features(config, converted.params)
-  if config['kind'] == 'predictor':
-    return _check_predictor(config, converted.params)
-  network = networks.build(**config['network'])
-  coefficients = networks.preconditioning(**config['preconditioning'])
-  shape = tuple(config['image_shape'])
-  x = np.asarray(jax.random.normal(jax.random.key(0), (1, *shape)))
-  sigma, labels, call = np.ones(1, np.float32), None, {}
-  if oracle:
-    x, sigma, labels = (oracle.get(name) for name in ('x', 'sigma', 'class_index'))
-  elif config['num_classes']:
-    labels = np.zeros(1, np.int32)
-  if getattr(network, 'low_res', False):
-    call = {'low_res': x[:, ::2, ::2]}
-  if config['kind'] == 'classifier':
-    apply = jax.jit(networks.classifier(network, coefficients), compiler_options=_COMPILER)
-    answer, expected = apply(converted.params, x, sigma), (len(x), config['num_classes'])
-  else:
-    evaluate = networks.select(networks.denoiser(network, coefficients), 0)
-    apply = jax.jit(evaluate, compiler_options=_COMPILER)
-    answer, expected = apply(converted.params, x, sigma, labels, **call), x.shape
-  answer = np.asarray(answer)
-  if answer.shape != expected or not np.isfinite(answer).all():
-    raise FloatingPointError(f'convert: answer of the network must be finite and of shape '
-                             f'{expected}, got {np.isfinite(answer).mean():.0%} finite of shape '
-                             f'{answer.shape}; the checkpoint is damaged, nothing was written')
-  if not oracle:
-    return f'finite answer of shape {answer.shape} at sigma = 1'
-  error = np.abs(answer - oracle['D_f32']).max()
-  return f'largest error {error:.1e} against the reference numbers in *{_ORACLE}'
-
-
 def _report(plan, check, seconds):
   config, source = plan.converted.config, plan.converted.source
-  count = sum(leaf.size for leaf in jax.tree.leaves(plan.converted.params))
+  params = plan.converted.params
+  by_part = params if 'parts' in config else {'': params}
+  counts = ' and '.join(f'{part} {sum(leaf.size for leaf in jax.tree.leaves(own)):,}'.strip()
+                        for part, own in by_part.items())
   return '\n'.join([
       f'{config["kind"]} in {plan.workdir}: {source["family"]}, {plan.converted.tensors} tensors, '
-      f'{count:,} parameters, {seconds:.1f} s',
+      f'{counts} parameters, {seconds:.1f} s',
       f'  {_describe(config, plan.converted.params)}',
       f'  self-check: {check}',
       f'  source: {source["converted"]}, SHA-256 {source["sha256"]}'])
-
-
-def _design(config):
-  """The design of a predictor."""
-  design = config['design']
-  return samplers.learned.design(design['name'], np.array(config['sigmas']), **design['settings'])
 
 
 def _describe_predictor(config):
@@ -294,10 +227,10 @@ def _describe_predictor(config):
   height, width, channels = model['image_shape']
   guidance = config['guidance']
   under = f' under {guidance["method"]} guidance of {guidance["scale"]:g}' if guidance else ''
-  return (f'{design["name"]} with student {design["settings"]["student"]}, {_design(config).nfe} '
-          f'evaluations on {grid["num_steps"]} intervals of {grid["name"]}, sigma from '
-          f'{grid["sigma_min"]:.4g} to {grid["sigma_max"]:.6g}, for {model["name"]} '
-          f'{height}x{width}x{channels or "?"}{under}')
+  return (f'{design["name"]} with student {design["settings"]["student"]}, '
+          f'{convert_checks.design(config).nfe} evaluations on {grid["num_steps"]} intervals of '
+          f'{grid["name"]}, sigma from {grid["sigma_min"]:.4g} to {grid["sigma_max"]:.6g}, for '
+          f'{model["name"]} {height}x{width}x{channels or "?"}{under}')
 
 
 def _describe(config, params):
@@ -305,6 +238,8 @@ def _describe(config, params):
   if config['kind'] == 'predictor':
     return _describe_predictor(config)
   name = config['network']['name']
+  if config['kind'] == 'autoencoder':
+    return f'{_describe_first_stage(config)}, pictures {_by(config["image_shape"])} in training'
   if config['kind'] == 'features':
     module = feature_networks.build(**config['network'])
     answer = jax.eval_shape(functools.partial(feature_networks.evaluate, module), params,
@@ -312,8 +247,21 @@ def _describe(config, params):
     return f'{name} with the features ' + ', '.join(
         f'{feature} {"x".join(map(str, values.shape[1:])) or 1}'
         for feature, values in answer.items())
-  height, width, channels = config['image_shape']
-  classes = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classes'
+  labels = f'{config["num_classes"]} classes' if config['num_classes'] else 'no classes'
+  shape, parts = _by(config['image_shape']), config.get('parts', {})
+  if parts:
+    shape = (f'latents {shape} of pictures {_by(_picture_shape(config))} by a first stage '
+             f'{_describe_first_stage(parts["first_stage"])}')
+  if 'text' in parts:
+    settings = parts['text']['network']['settings']
+    labels = f'texts of {settings["context"]} tokens of {settings["width"]}'
   return (f'{name} with preconditioning {config["preconditioning"]["name"]}, '
-          f'{height}x{width}x{channels}, {classes}, sigma from {config["sigma_min"]:.4g} to '
-          f'{config["sigma_max"]:.6g}')
+          f'{shape}, {labels}, sigma from {config["sigma_min"]:.4g} to {config["sigma_max"]:.6g}')
+
+
+def _describe_first_stage(fields):
+  return f'{fields["network"]["settings"]["kind"]} with scale factor {fields["scale_factor"]:.6g}'
+
+
+def _by(shape):
+  return 'x'.join(map(str, shape))

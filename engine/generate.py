@@ -20,6 +20,7 @@ from engine import (
   guides,
   images,
   inputs as inputs_lib,
+  latents,
   predictors,
   progress as progress_lib,
   resolve,
@@ -51,6 +52,7 @@ class Plan:
     labels: np.int32 (n,), below 0 without a class; one for each of results.seeds.
     batch_size: images per call of the compiled sampler, over all devices.
     uint8_rule: how numbers become bytes, a key of images.UINT8_RULES.
+    decode_memory: for decoding latents, GiB on each device.
     results: the workdir, which exists and can be written to, and what is kept in it.
   """
 
@@ -68,6 +70,7 @@ class Plan:
   labels: np.ndarray
   batch_size: int
   uint8_rule: str
+  decode_memory: float
   results: results_lib.Results
 
 
@@ -93,7 +96,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   batch_size = resolve.batch_size(config)
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
-  model = resolve.model(config.model, conditioned=True)
+  model = resolve.model(config.model, conditioned=True, latent=True)
+  _check_latent(config, model)
   if predictor:
     predictors.check(predictor, model)
     sigmas, schedule = predictor.sigmas, predictor.config['schedule']
@@ -139,7 +143,21 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   return Plan(config=given, model=model, schedule=schedule, sigmas=sigmas, solver=solver,
               limit=config.limit, guide=guide, condition=condition, start=start, share=share,
               seeds_from=config.seeds_from, labels=labels, batch_size=batch_size,
-              uint8_rule=config.output.uint8_rule, results=results)
+              uint8_rule=config.output.uint8_rule, decode_memory=config.output.decode_memory,
+              results=results)
+
+
+def _check_latent(config, model):
+  """Raises ValueError if a field is given that has no meaning for latents."""
+  resolve.check_positive('output.decode_memory', config.output.decode_memory)
+  if model.first_stage is None:
+    return
+  for field, value, usual in (('limit', config.limit, 'none'),
+                              ('condition.task', config.condition.task, None),
+                              ('input.images', config.input.images, None)):
+    if value != usual:
+      raise ValueError(f'config.{field}: must be {usual} for {model.name}, whose samples are '
+                       f'latents, got {value!r}; take a model in pixel space')
 
 
 def _told(model, points):
@@ -205,6 +223,7 @@ def _sample(plan, missing, done, progress):
   """Samples and writes the images of these indices; the seconds and evaluations it took."""
   program, constants = sampler_of(plan)
   constants = devices.replicate(constants)
+  decode = latents.decoder(plan.model, plan.decode_memory)
   evaluations = []
   with files.in_background() as submit:
     def finish(indices, answers):
@@ -215,7 +234,7 @@ def _sample(plan, missing, done, progress):
       remedy = 'take more steps or another solver'
       if plan.solver.nfe is None:
         remedy = 'let it take more steps by config.solver.max_steps, or raise rtol'
-      pixels = images.to_uint8(check_finite(samples, seeds, remedy), plan.uint8_rule)
+      pixels = images.to_uint8(decode(check_finite(samples, seeds, remedy)), plan.uint8_rule)
       for seed, image in zip(seeds.tolist(), pixels, strict=True):
         submit(images.write_png, results_lib.path(plan.results, seed), image)
     seconds = batches.run(missing, plan.batch_size,

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 import models
-from evaluation import clip_score, extractors, lpips, recipe, sources, tokens
+from engine import prompts
+from evaluation import clip_score, extractors, lpips, recipe, sources
+from models import tokens
 
 
 def image_pairs(a: sources.ImageSet, b: sources.ImageSet) -> sources.ImageSet:
@@ -82,7 +84,7 @@ def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndar
 
   Args:
     path: a text file, line i for image i.
-    tokenizer: path of the vocabulary, see evaluation.tokens.
+    tokenizer: path of the vocabulary, see models.tokens.
     count: number of images.
     context: of the network.
 
@@ -96,12 +98,7 @@ def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndar
   def wrong(got):
     return ValueError(f'config.evaluate.prompts: must be a text file with a line for each of '
                       f'{count} images, got {got}; write one prompt per line, in their order')
-  try:
-    text = pathlib.Path(path).read_bytes().decode()
-  except (OSError, UnicodeDecodeError) as error:
-    raise wrong(f'{path!r} ({getattr(error, "strerror", None) or "no UTF-8"})') from None
-  # Only these end lines: str.splitlines takes more for an end, which prompts may hold.
-  lines = [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
+  lines = prompts.read_lines('config.evaluate.prompts', path)
   if len(lines) != count:
     raise wrong(f'{len(lines)} lines in {path}')
   empty = next((i for i, line in enumerate(lines) if not line.strip()), None)

@@ -12,6 +12,7 @@ from engine import (
   grid_files,
   images,
   inputs as inputs_lib,
+  prompts,
   results as results_lib,
   sampler,
   seeds as seeds_lib,
@@ -38,30 +39,35 @@ def _read_none(group):
       group[name] = None
 
 
-def model(config: ml_collections.ConfigDict, conditioned: bool = False) -> models.Model:
+def model(config: ml_collections.ConfigDict, conditioned: bool = False,
+          latent: bool = False) -> models.Model:
   """Loads the model at a path, or one that comes with the project.
 
   Args:
     config: the fields of config.model.
     conditioned: whether the job tells a network its number of steps, where it wants to know.
+    latent: whether the job takes a model of latents.
 
   Raises:
     OSError: if a file cannot be read.
-    ValueError: if there is none, its images are no pictures, or the job does not tell what it has
-      to know.
+    ValueError: if there is none, its images are no pictures, the job does not tell what it has to
+      know, or the prompts are not as it needs them.
   """
   if config.path is not None:
     model = models.load(pathlib.Path(config.path))
   else:
     checks.lookup('config.model.name', config.name, models.BUNDLED)
     model = models.load(config.name)
-  if model.image_shape[-1] not in (1, 3):
-    raise ValueError(f'config.model: images must have 1 or 3 channels, got {model.image_shape[-1]} '
-                     f'in {model.name}; choose a model in pixel space')
+  if model.first_stage is not None and not latent:
+    raise ValueError(f'config.model: must be a model in pixel space, got {model.name} of latents; '
+                     'the modes generate, train_amed and search take it')
+  if model.picture_shape[-1] not in (1, 3):
+    raise ValueError(f'config.model: images must have 1 or 3 channels, got '
+                     f'{model.picture_shape[-1]} in {model.name}; choose a model in pixel space')
   if model.step_condition and not conditioned:
     raise ValueError('config.model: must be a network for any number of steps, got the student of '
                      f'SFD-v {model.name}; --mode=generate samples from it')
-  return model
+  return prompts.settle(model, config.prompts)
 
 
 def sigmas(name: str, given: dict[str, Any],
@@ -82,7 +88,11 @@ def sigmas(name: str, given: dict[str, Any],
     given = {**given, 'sigmas': grid_files.read(given['path']).tolist()}
   given = {option: value for option, value in given.items() if option != 'path'}
   arguments = {'sigma_min': model.sigma_min, 'sigma_max': model.sigma_max}
-  arguments |= samplers.schedule_options(name)
+  options = samplers.schedule_options(name)
+  own = model.config.get('preconditioning', {}).get('settings', {}).get('alphas_cumprod')
+  if 'alphas_cumprod' in options and own is not None:
+    options['alphas_cumprod'] = own  # A grid in the network's times is one in those of its table.
+  arguments |= options
   arguments |= {option: _numbers(option, value) for option, value in given.items()}
   arguments['name'] = name
   return samplers.schedule(**arguments), arguments
@@ -201,6 +211,13 @@ def _numbers(option, value):
   except ValueError:
     raise ValueError(f'schedule: {option} must be numbers separated by commas, got {value!r}; such '
                      "as '80,5,0.5,0'") from None
+
+
+def check_positive(field: str, value: float) -> None:
+  """Raises ValueError unless a field is a finite number above 0."""
+  if not 0 < value < float('inf'):
+    raise ValueError(f'config.{field}: must be a number above 0, got {value}; configs/default.py '
+                     'has the usual one')
 
 
 def _within(name, value, least, most):

@@ -98,7 +98,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   resolve.check_names(config)
   _refuse(config)
   _check_group(own, batch_size)
-  model = resolve.model(config.model)
+  model = resolve.model(config.model, latent=True)
   sigmas, schedule = resolve.sigmas(config.schedule.name, {
       **given['schedule'], 'num_steps': own.teacher_steps}, model)
   sigmas = checks.distinct('config.schedule', sigmas)

@@ -128,7 +128,7 @@ def embed_texts(network: Network, ids: np.ndarray, batch_size: int = 64) -> np.n
 
   Args:
     network: CLIP, as models.load_features gives it.
-    ids: of tokens, integers (n, at most the network's context), see evaluation.tokens.
+    ids: of tokens, integers (n, at most the network's context), see models.tokens.
     batch_size: texts at a time.
 
   Returns:
@@ -147,7 +147,7 @@ def embed_texts(network: Network, ids: np.ndarray, batch_size: int = 64) -> np.n
   vocab = network.module.vocab
   if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or not ids.size:
     raise ValueError('clip_score: ids must be integers of shape (n, tokens), got '
-                     f'{ids.dtype} {ids.shape}; encode the texts with evaluation.tokens')
+                     f'{ids.dtype} {ids.shape}; encode the texts with models.tokens')
   if ids.min() < 0 or ids.max() >= vocab:
     raise ValueError(f'clip_score: ids must be from 0 to {vocab - 1}, got {ids.min()} to '
                      f'{ids.max()}; take the vocabulary of this network')

@@ -1,25 +1,45 @@
-"""The U-Net of ADM, as guided-diffusion and EDM publish it, and its encoder as a classifier.
+"""The U-Net of ADM, as most published diffusion models have it, and its encoder as a classifier.
 
-Parameters carry the names of EDM's DhariwalUNet with '_' for '.'; guided-diffusion counts the same
-blocks in another way (convert/adm.py). Levels are named by their side in pixels.
+Parameters carry the names of EDM's DhariwalUNet with '_' for '.'; guided-diffusion, consistency
+models and latent diffusion count the same blocks in another way (convert/adm.py). Levels are named
+by their side in pixels.
 """
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import layers
+from models import layers, transformer
+
+
+class _Given(NamedTuple):
+  """What every block is given beside its input.
+
+  Attributes:
+    emb: embedding of noise level, class and augmentation, (batch, size).
+    emb_step: embedding of the number of steps, (batch, size), or None.
+    context: features of a text, (batch, tokens, context_dim), or None.
+    train: with dropout.
+  """
+
+  emb: jax.Array
+  emb_step: jax.Array | None = None
+  context: jax.Array | None = None
+  train: bool = False
 
 
 class AdmUNet(nn.Module):
   """F(x, c_noise), a U-Net with embeddings of noise level, class and augmentation.
 
-  EDM's DhariwalUNet with the defaults; guided-diffusion's UNetModel with groups=32 and
-  bottleneck='middle'; its SuperResModel with low_res=True too.
+  EDM's DhariwalUNet with the defaults; guided-diffusion's UNetModel, and that of consistency models
+  and of latent diffusion, with groups=32 and bottleneck='middle'; guided-diffusion's SuperResModel
+  with low_res=True too; Stable Diffusion's with transformer_depth and context_dim too.
 
   Source: Dhariwal & Nichol 2021, arXiv:2105.05233, Sec. 3, as in Karras et al. 2022,
-  arXiv:2206.00364, App. F.
+  arXiv:2206.00364, App. F; transformers: Rombach et al. 2022, arXiv:2112.10752, Sec. 3.3.
 
   Attributes:
     img_resolution: side of the images; halved at every level but the first.
@@ -44,6 +64,10 @@ class AdmUNet(nn.Module):
       side of a network that has no 8; 'middle', the blocks between encoder and decoder.
     step_condition: blocks also read an embedding of the number of steps (SFD).
     low_res: the network is given a smaller image too (super-resolution).
+    transformer_depth: blocks of the spatial transformer that stands wherever attention would, 0:
+      plain attention.
+    context_dim: channels of the features of a text that the transformers read, 0: none, their
+      blocks attend to the pixels twice.
     torso: precision between the first and the last layer, with float32 norms and embeddings.
   """
 
@@ -66,13 +90,16 @@ class AdmUNet(nn.Module):
   bottleneck: str = 'encoder'
   step_condition: bool = False
   low_res: bool = False
+  transformer_depth: int = 0
+  context_dim: int = 0
   torso: str = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array, c_noise: jax.Array, class_labels: jax.Array | None = None,
                augment_labels: jax.Array | None = None, train: bool = False,
                step_condition: jax.Array | None = None, low_res: jax.Array | None = None,
-               skip_tuning: bool = False) -> tuple[jax.Array, jax.Array]:
+               skip_tuning: bool = False,
+               context: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Evaluates the network.
 
     Args:
@@ -86,6 +113,7 @@ class AdmUNet(nn.Module):
       low_res: (batch, any height, any width, channels) for a network of super-resolution, resized
         here (bilinear, half-pixel centres, no antialiasing).
       skip_tuning: weigh the skips, see layers.skip_weight.
+      context: features of a text, (batch, tokens, context_dim), for a network with a context_dim.
 
     Returns:
       (F, features): (batch, side, side, out_channels), and the bottleneck, the mean over channels:
@@ -96,8 +124,9 @@ class AdmUNet(nn.Module):
                                  antialias=False)
       x = jnp.concatenate([x, resized], axis=-1)
     embs = self._embed(c_noise, class_labels, augment_labels, step_condition)
-    h, skips, bottleneck = _encode(self, x, embs, train)
-    h, middle = self._decode(h, skips, embs, train, skip_tuning)
+    given = _Given(*embs, context, train)
+    h, skips, bottleneck = _encode(self, x, given)
+    h, middle = self._decode(h, skips, given, skip_tuning)
     h = nn.silu(layers.GroupNorm(groups=self.groups, name='out_norm')(h.astype(x.dtype)))
     out = layers.Conv(self.out_channels, init=nn.initializers.zeros, name='out_conv')(h)
     features = middle if self.bottleneck == 'middle' else bottleneck
@@ -118,23 +147,23 @@ class AdmUNet(nn.Module):
     steps = jnp.broadcast_to(steps.astype(c_noise.dtype), c_noise.shape)
     return nn.silu(emb), nn.silu(_embed_noise(self, steps, None, 'map_step'))
 
-  def _decode(self, h, skips, embs, train, skip_tuning):
+  def _decode(self, h, skips, given, skip_tuning):
     count, middle = len(skips), None
     for level, side, channels in reversed(_levels(self)):
       name = f'dec_{side}x{side}'
       if level == len(self.channel_mult) - 1:
-        h = _block(self, f'{name}_in0', channels, True)(h, *embs, train)
-        h = _block(self, f'{name}_in1', channels)(h, *embs, train)
+        h = _block(self, f'{name}_in0', channels, h, given, attention=True)
+        h = _block(self, f'{name}_in1', channels, h, given)
         middle = h
       else:
-        h = _resample(self, f'{name}_up', h, embs, train, up=True)
+        h = _resample(self, f'{name}_up', h, given, up=True)
       for i in range(self.num_blocks + 1):
         skip = skips.pop()
         if skip_tuning:
           skip = skip * np.asarray(layers.skip_weight(count - len(skips) - 1, count), skip.dtype)
         h = jnp.concatenate([h, skip], axis=-1)
         attention = side in self.attn_resolutions
-        h = _block(self, f'{name}_block{i}', channels, attention, True)(h, *embs, train)
+        h = _block(self, f'{name}_block{i}', channels, h, given, attention, decoder=True)
     return h, middle
 
 
@@ -179,6 +208,7 @@ class AdmClassifier(nn.Module):
   augment_dim = 0
   num_heads_up = 0
   groups = 32
+  transformer_depth = 0
 
   @nn.compact
   def __call__(self, x: jax.Array, c_noise: jax.Array, train: bool = False) -> jax.Array:
@@ -192,11 +222,10 @@ class AdmClassifier(nn.Module):
     Returns:
       Logits, (batch, label_dim).
     """
-    emb = nn.silu(_embed_noise(self, c_noise, None))
-    h, outputs, _ = _encode(self, x, (emb, None), train)
-    channels = h.shape[-1]
-    h = _block(self, 'middle0', channels, True)(h, emb, train=train)
-    h = _block(self, 'middle1', channels)(h, emb, train=train).astype(x.dtype)
+    given = _Given(nn.silu(_embed_noise(self, c_noise, None)), train=train)
+    h, outputs, _ = _encode(self, x, given)
+    h = _block(self, 'middle0', h.shape[-1], h, given, attention=True)
+    h = _block(self, 'middle1', h.shape[-1], h, given).astype(x.dtype)
     if self.pool.startswith('spatial'):
       means = [output.astype(x.dtype).mean((1, 2)) for output in (*outputs, h)]
       hidden = layers.Dense(2048, name='hidden')(jnp.concatenate(means, axis=-1))
@@ -242,19 +271,26 @@ def _embed_noise(net, c_noise, augment_labels, prefix='map'):
   return layers.Dense(size, name=f'{prefix}_layer1')(emb)
 
 
-def _block(net, name, channels, attention=False, decoder=False, **resampling):
+def _block(net, name, channels, h, given, attention=False, decoder=False, **resampling):
+  """Runs a residual block, with the attention of the network behind it."""
   heads = net.num_heads_up if decoder and net.num_heads_up else net.num_heads
   if net.channels_per_head:
     heads = channels // net.channels_per_head
-  return layers.UNetBlock(
-      channels, heads=heads if attention else 0, dropout=net.dropout, groups=net.groups,
-      adaptive_scale=net.adaptive_scale, name=name, **resampling)
+  depth = net.transformer_depth if attention and heads else 0
+  h = layers.UNetBlock(
+      channels, heads=heads if attention and not depth else 0, dropout=net.dropout,
+      groups=net.groups, adaptive_scale=net.adaptive_scale, name=name, **resampling,
+  )(h, given.emb, given.emb_step, given.train)
+  if depth:
+    h = transformer.SpatialTransformer(heads, depth, net.groups, name=f'{name}_transformer')(
+        h, given.context)
+  return h
 
 
-def _resample(net, name, h, embs, train, up=False):
+def _resample(net, name, h, given, up=False):
   """From one level to the next, or back, as the network does it."""
   if net.resampling == 'block':
-    return _block(net, name, h.shape[-1], up=up, down=not up)(h, *embs, train)
+    return _block(net, name, h.shape[-1], h, given, up=up, down=not up)
   if up:
     h = layers.resample(h, (1, 1), up=True)
     return layers.Conv(h.shape[-1], name=name)(h) if net.resampling == 'conv' else h
@@ -263,7 +299,7 @@ def _resample(net, name, h, embs, train, up=False):
   return layers.Conv(h.shape[-1], stride=2, name=name)(h)
 
 
-def _encode(net, x, embs, train):
+def _encode(net, x, given):
   """Runs an encoder; returns the result, what every block gave, and the block that is hooked."""
   sides = [side for _, side, _ in _levels(net)]
   hooked, skips, features = 8 if 8 in sides else sides[-1], [], None
@@ -273,11 +309,11 @@ def _encode(net, x, embs, train):
     if level == 0:
       h = layers.Conv(channels, name=f'{name}_conv')(h)
     else:
-      h = _resample(net, f'{name}_down', h, embs, train)
+      h = _resample(net, f'{name}_down', h, given)
     skips.append(h)
     for i in range(net.num_blocks):
       attention = side in net.attn_resolutions
-      h = _block(net, f'{name}_block{i}', channels, attention)(h, *embs, train)
+      h = _block(net, f'{name}_block{i}', channels, h, given, attention)
       skips.append(h)
     if side == hooked:
       features = h

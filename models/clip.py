@@ -49,21 +49,6 @@ class TowerOutput(NamedTuple):
   pooled: jax.Array
 
 
-class LayerNorm(nn.Module):
-  """Layer normalization over the last axis, with biased variance."""
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Returns an array like x, (n, ..., width)."""
-    wide = x.astype(_wide(x.dtype))
-    axes = (None,) * (x.ndim - 1)
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:]).astype(wide.dtype)[axes]
-    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:]).astype(wide.dtype)[axes]
-    centred = wide - wide.mean(-1, keepdims=True)  # Two passes: no difference of large sums.
-    variance = (centred**2).mean(-1, keepdims=True)
-    return (centred * lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
-
-
 class Block(nn.Module):
   """A block of a tower.
 
@@ -83,10 +68,10 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps (n, tokens, width) to the same."""
     width = x.shape[-1]
-    qkv = _dense(3 * width, 'qkv', LayerNorm(name='norm1')(x))
+    qkv = _dense(3 * width, 'qkv', layers.LayerNorm(EPSILON, name='norm1')(x))
     x = x + _dense(width, 'out', _attention(qkv, self.heads, self.causal))
     act = checks.lookup('activation', self.activation, ACTIVATIONS)
-    hidden = act(_dense(self.mlp, 'fc1', LayerNorm(name='norm2')(x)))
+    hidden = act(_dense(self.mlp, 'fc1', layers.LayerNorm(EPSILON, name='norm2')(x)))
     return x + _dense(width, 'fc2', hidden)
 
 
@@ -137,11 +122,11 @@ class ImageTower(nn.Module):
     first = parameter('class_embedding', self.width)[None, None]
     tokens = jnp.concatenate([jnp.broadcast_to(first, (n, 1, self.width)), tokens], axis=1)
     tokens += parameter('position_embedding', side**2 + 1, self.width)[None]
-    states = [LayerNorm(name='pre_norm')(tokens)]
+    states = [layers.LayerNorm(EPSILON, name='pre_norm')(tokens)]
     for i in range(self.layers):
       block = Block(self.heads, self.mlp, self.activation, name=f'block{i}')
       states.append(block(states[-1]))
-    pooled = LayerNorm(name='post_norm')(states[-1][:, 0])
+    pooled = layers.LayerNorm(EPSILON, name='post_norm')(states[-1][:, 0])
     return TowerOutput(jnp.stack(states), states[-1], pooled)
 
 
@@ -196,7 +181,7 @@ class TextTower(nn.Module):
     for i in range(self.layers):
       block = Block(self.heads, self.mlp, self.activation, causal=True, name=f'block{i}')
       states.append(block(states[-1]))
-    last = LayerNorm(name='final_norm')(states[-1])
+    last = layers.LayerNorm(EPSILON, name='final_norm')(states[-1])
     ends = jnp.argmax(ids if self.eos_token_id == LARGEST_ID else ids == self.eos_token_id, axis=1)
     pooled = jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]
     return TowerOutput(jnp.stack(states), last, pooled)

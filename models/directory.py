@@ -1,10 +1,16 @@
 """Model directories: config.json beside an Orbax checkpoint of the parameters.
 
 config.json names what the parameters belong to: `format`, `kind` ('denoiser', 'classifier',
-'features' or 'predictor'), `network` and `preconditioning` (name and settings), `sigma_min`,
-`sigma_max`, `image_shape`, `num_classes`, `source` (where it comes from, plain values), and
-`sha256` of the parameters. A network of features, which knows no noise, has neither preconditioning
-nor levels.
+'features', 'autoencoder', 'text_encoder' or 'predictor'), `network` and `preconditioning` (name and
+settings), `sigma_min`, `sigma_max`, `image_shape`, `num_classes`, `source` (where it comes from,
+plain values), and `sha256` of the parameters. A network of features, which knows no noise, has
+neither preconditioning nor levels.
+
+A denoiser may have parts, see models.parts: `parts` gives the `sha256` of each, and the folder of
+that name inside is its model directory. An autoencoder tells, beside its network, its
+`scale_factor`, latents over encodings, and `image_shape` and `latent_shape` at the resolution of
+its training. A text encoder tells its tokenizer: the `merges` that its vocabulary follows from,
+`pad`, the id that short texts are filled up with, and the `convention` of models.tokens.
 
 A predictor, the learned numbers of a solver, belongs to a grid and a model: `design` (name and
 settings, see samplers.learned), `schedule` (name and arguments of samplers.schedule), `sigmas` (its
@@ -25,6 +31,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from models import parts as parts_lib
+
 FORMAT = 1
 """Version of the layout; a reader knows its own and all before."""
 
@@ -33,6 +41,12 @@ FIELDS = ('kind', 'network', 'preconditioning', 'sigma_min', 'sigma_max', 'image
 
 FEATURE_FIELDS = 'kind', 'network'
 """Those of kind 'features', in place of FIELDS."""
+
+AUTOENCODER_FIELDS = 'kind', 'network', 'scale_factor', 'image_shape', 'latent_shape'
+"""Those of kind 'autoencoder'."""
+
+TEXT_FIELDS = 'kind', 'network', 'merges', 'pad', 'convention'
+"""Those of kind 'text_encoder'."""
 
 PREDICTOR_FIELDS = 'kind', 'design', 'schedule', 'sigmas', 'limit', 'guidance', 'model'
 """Those of kind 'predictor'."""
@@ -48,34 +62,36 @@ def save(directory: str | os.PathLike, config: Mapping[str, Any], params: Any,
 
   Args:
     directory: the new folder; the one above it exists.
-    config: the FIELDS, or those of its kind, plain values.
-    params: pytree of arrays, nested dicts.
+    config: the FIELDS, or those of its kind, plain values. A denoiser may have the field `parts`:
+      name, a key of parts.PARTS -> fields of the part.
+    params: pytree of arrays, nested dicts. With parts: {'network': those of the denoiser,
+      name: those of the part}.
     source: where the parameters come from, plain values.
     dtype: precision on disk, 'float32', 'float16' or 'bfloat16'; they are float32 again when read.
 
   Raises:
     OSError: if it cannot be written.
-    ValueError: if the folder exists, or the config is not made of these fields.
+    ValueError: if the folder exists, the config is not made of these fields, or parts do not fit.
   """
   path = pathlib.Path(directory).absolute()
-  fields = _fields(config)
-  if sorted(config) != sorted(fields):
-    raise ValueError(f'save: config must have the fields {", ".join(fields)}, got '
-                     f'{", ".join(config) or "none"}; add what is missing, take out the rest')
+  config, parts = _split_parts(config)
+  for name, fields in {'': config, **parts}.items():
+    _check_fields(name, fields)
+  parts_lib.check('save', config, parts)
   if path.exists():
     raise ValueError(f'save: directory must not exist, got {path}; choose another or delete it')
-  params = jax.tree.map(lambda value: np.asarray(value).astype(dtype, copy=False), params)
+  if parts and sorted(params) != sorted(['network', *parts]):
+    raise ValueError(f'save: params must be those of network, {", ".join(parts)}, got '
+                     f'{", ".join(params) or "none"}; give them under these names')
   temporary = path.with_name(f'.{path.name}.partial')
   shutil.rmtree(temporary, ignore_errors=True)
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(temporary / _PARAMS, params)
-    # Orbax's mark of a whole checkpoint, with the path it was written under: the rename below says
-    # the same without the path.
-    (temporary / _PARAMS / 'commit_success.txt').unlink(missing_ok=True)
-    text = json.dumps({'format': FORMAT, **config, 'source': source, 'sha256': digest(params)},
-                      indent=1)
-    (temporary / 'config.json').write_text(text + '\n')
+    own = _write(temporary, params['network'] if parts else params, dtype)
+    hashes = {}
+    for name, fields in parts.items():
+      hashes[name] = _write(temporary / name, params[name], dtype)
+      _write_config(temporary / name, fields, source, hashes[name])
+    _write_config(temporary, {**config, 'parts': hashes} if parts else config, source, own)
     temporary.rename(path)
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -176,9 +192,46 @@ def digest(params: Any) -> str:
   return total.hexdigest()
 
 
+def _split_parts(config):
+  """(fields of a config that is to be saved without those of its parts, these by name)."""
+  if config.get('kind') != 'denoiser':
+    return config, {}
+  parts = config.get('parts', {})
+  if not isinstance(parts, Mapping) or not all(isinstance(one, Mapping) for one in parts.values()):
+    raise ValueError('save: parts must be the fields of each part by its name, got '
+                     f'{str(parts)[:80]!r}; see models.parts')
+  return {field: value for field, value in config.items() if field != 'parts'}, parts
+
+
+def _check_fields(part, config):
+  """Raises ValueError unless a config has the fields of its kind."""
+  fields = _fields(config)
+  if sorted(config) != sorted(fields):
+    what = f'config of the part {part}' if part else 'config'
+    raise ValueError(f'save: {what} must have the fields {", ".join(fields)}, got '
+                     f'{", ".join(config) or "none"}; add what is missing, take out the rest')
+
+
+def _write(folder, params, dtype):
+  """Writes parameters; returns their hash."""
+  params = jax.tree.map(lambda value: np.asarray(value).astype(dtype, copy=False), params)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / _PARAMS, params)
+  # Orbax's mark of a whole checkpoint, with the path it was written under: renaming the folder says
+  # the same without the path.
+  (folder / _PARAMS / 'commit_success.txt').unlink(missing_ok=True)
+  return digest(params)
+
+
+def _write_config(folder, config, source, sha256):
+  text = json.dumps({'format': FORMAT, **config, 'source': source, 'sha256': sha256}, indent=1)
+  (folder / 'config.json').write_text(text + '\n')
+
+
 def _fields(config):
   """Names of the fields that a config of this kind must have."""
-  others = {'features': FEATURE_FIELDS, 'predictor': PREDICTOR_FIELDS}
+  others = {'features': FEATURE_FIELDS, 'predictor': PREDICTOR_FIELDS,
+            'autoencoder': AUTOENCODER_FIELDS, 'text_encoder': TEXT_FIELDS}
   return next((fields for kind, fields in others.items() if config.get('kind') == kind), FIELDS)
 
 

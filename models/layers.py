@@ -14,6 +14,9 @@ from jax import lax
 
 Initializer = Callable[..., jax.Array]
 
+_MOST_TOKENS = 2048  # That attend to each other at once.
+_FEW_LOGITS = 2**20  # Of an image and head, where the queries come a few at a time: 4 MiB.
+
 
 def xavier(scale: float = 1.0) -> Initializer:
   """Returns Glorot's uniform initializer times `scale`: EDM's default (1e-5 for "zero")."""
@@ -102,7 +105,7 @@ class Conv(nn.Module):
 
 
 class Dense(nn.Module):
-  """A linear layer.
+  """A linear layer over the last axis.
 
   Attributes:
     features: size of the result.
@@ -116,11 +119,12 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps (batch, size) to (batch, features)."""
+    """Maps (batch, ..., size) to (batch, ..., features)."""
     kernel = self.param('kernel', self.init, (x.shape[-1], self.features))
     x = x @ kernel.astype(x.dtype)
     if self.use_bias:
-      x = x + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)[None]
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      x = x + bias.astype(x.dtype)[(None,) * (x.ndim - 1)]
     return x
 
 
@@ -152,6 +156,27 @@ class GroupNorm(nn.Module):
     return (centred * scale + shift[None, None, None]).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+  """Layer normalization over the last axis, with biased variance.
+
+  Attributes:
+    epsilon: added to the variance.
+  """
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns an array like x, (batch, ..., width)."""
+    wide = x.astype(_wide(x.dtype))
+    axes = (None,) * (x.ndim - 1)
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:]).astype(wide.dtype)[axes]
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:]).astype(wide.dtype)[axes]
+    centred = wide - wide.mean(-1, keepdims=True)  # Two passes: no difference of large sums.
+    variance = (centred**2).mean(-1, keepdims=True)
+    return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
 def attention(qkv: jax.Array, heads: int) -> jax.Array:
   """Attends from every pixel to every pixel; EDM's order of channels.
 
@@ -169,9 +194,36 @@ def attention(qkv: jax.Array, heads: int) -> jax.Array:
   size = channels // 3 // heads
   split = qkv.reshape(batch, height * width, heads, size, 3)
   query, key, value = (split[..., i] for i in range(3))
-  logits = jnp.einsum('bqhc,bkhc->bhqk', query, key / np.sqrt(size).astype(key.dtype))
-  weights = nn.softmax(logits.astype(_wide(logits.dtype))).astype(value.dtype)
-  return jnp.einsum('bhqk,bkhc->bqhc', weights, value).reshape(batch, height, width, -1)
+  return attend(query, key, value).reshape(batch, height, width, -1)
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Returns softmax(query key^T / sqrt(size)) value of every head.
+
+  Where the logits of an image and head were more than those of 2048 tokens to each other, as over
+  64 x 64 pixels, some queries are answered at a time: memory grows with the tokens, not with their
+  square, in gradients too. The result is the same.
+
+  Args:
+    query: (batch, queries, heads, size).
+    key: (batch, keys, heads, size).
+    value: like key.
+
+  Returns:
+    An array like query.
+  """
+  size = query.shape[-1]
+  key = key / np.sqrt(size).astype(key.dtype)
+  def answer(query):
+    logits = jnp.einsum('bqhc,bkhc->bhqk', query, key)
+    weights = nn.softmax(logits.astype(_wide(logits.dtype))).astype(value.dtype)
+    return jnp.einsum('bhqk,bkhc->bqhc', weights, value)
+  queries, keys = query.shape[1], key.shape[1]
+  if queries * keys <= _MOST_TOKENS**2:
+    return answer(query)
+  answers = lax.map(jax.checkpoint(lambda one: answer(one[:, None])[:, 0]),
+                    jnp.moveaxis(query, 1, 0), batch_size=max(_FEW_LOGITS // keys, 1))
+  return jnp.moveaxis(answers, 0, 1)
 
 
 def positional_embedding(c_noise: jax.Array, size: int, endpoint: bool) -> jax.Array:

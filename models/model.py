@@ -2,15 +2,26 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 
-from models import digits, directory as directory_lib, mixture, networks
+from models import (
+    digits,
+    directory as directory_lib,
+    first_stage as first_stage_lib,
+    mixture,
+    networks,
+    parts as parts_lib,
+    text as text_lib,
+)
 from samplers import checks
 
 ASSETS = pathlib.Path(__file__).parent / 'assets'
@@ -26,14 +37,18 @@ class Model:
     params: pytree of arrays, an argument of compiled functions.
     apply: apply(params, x, sigma, labels=None) -> D(x; sigma), pure; x (batch, *image_shape) in
       model units, sigma a scalar or (batch,), labels integers (batch,), below 0 without a class.
+      Labels of a network that reads texts are features (batch, tokens, width), until
+      `with_prompts` or `with_features` numbers them.
     sigma_min: lowest noise level it is meant for, in units of x.
     sigma_max: highest one.
-    image_shape: (height, width, channels).
-    num_classes: number of classes, 0 for a model without.
+    image_shape: (height, width, channels) of x, which may be a latent.
+    num_classes: number of classes or prompts, 0 for a model without.
     sha256: hash of its parameters or data.
     apply_features: as `apply`, -> (D, bottleneck (batch, h, w)); None where there is no network.
     apply_variance: as `apply`, -> (D, v), v what the network says of the variance, as it says it,
       like D; None where it says nothing.
+    first_stage: what makes pictures of x where that is a latent, else None.
+    text: the encoder of the texts that the network reads, or None.
   """
 
   name: str
@@ -47,6 +62,8 @@ class Model:
   sha256: str
   apply_features: Callable[..., tuple[jax.Array, jax.Array]] | None = None
   apply_variance: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  first_stage: first_stage_lib.FirstStage | None = None
+  text: text_lib.TextEncoder | None = None
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -73,6 +90,76 @@ class Model:
     return dataclasses.replace(self, **{
         name: networks.for_points(getattr(self, name), points)
         for name in names if getattr(self, name) is not None})
+
+  @property
+  def picture_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels) of what a user looks at: the first stage's answer, or x itself."""
+    return (self.first_stage.picture_shape(self.image_shape) if self.first_stage else
+            self.image_shape)
+
+  def with_prompts(self, prompts: Sequence[str]) -> 'Model':
+    """Returns the model with numbered prompts for classes; see `with_features`.
+
+    Args:
+      prompts: texts, of which label i names the i-th; a label below 0 names the empty text. None
+        are needed for a model without a condition.
+
+    Raises:
+      ValueError: if the model has no text encoder or has prompts already, or the prompts are no
+        list of texts.
+    """
+    if self.text is None:
+      raise ValueError(f'with_prompts: model must have a text encoder, got {self.name} without; '
+                       'give features of texts, or convert a checkpoint with its encoder')
+    self._check_unconditioned('with_prompts')
+    if isinstance(prompts, str):
+      raise ValueError(f'with_prompts: prompts must be a list of texts, got {prompts[:40]!r}; put '
+                       'one text in a list')
+    prompts = [*prompts]
+    features = self.text.encode([*prompts, ''])
+    text = json.dumps(prompts)
+    return self._conditioned(features[:-1], features[-1], {'prompts': {
+        'count': len(prompts), 'sha256': hashlib.sha256(text.encode()).hexdigest()}})
+
+  def with_features(self, features: np.ndarray, empty: np.ndarray) -> 'Model':
+    """Returns the model with numbered text features for classes.
+
+    All that knows classes then works with texts. `params` are {'network': the model's,
+    'features': (n + 1, tokens, width), those of the empty text first}. The features belong to
+    `config` and `identity` by their hash; `sha256` stays the network's.
+
+    Args:
+      features: what label i stands for, (n, tokens, width); n is the new `num_classes`.
+      empty: what labels below 0, and none, stand for, (tokens, width): the empty text's.
+
+    Raises:
+      ValueError: if the network reads no texts or another width, the model has prompts already, or
+        the features are not finite numbers of these shapes.
+    """
+    self._check_unconditioned('with_features')
+    features, empty = text_lib.check_features(features, empty,
+                                              parts_lib.context_width(self.config))
+    return self._conditioned(features, empty, {'features': {
+        'count': len(features),
+        'sha256': directory_lib.digest({'features': features, 'empty': empty})}})
+
+  def _check_unconditioned(self, who):
+    if not parts_lib.context_width(self.config):
+      raise ValueError(f'{who}: model must read texts, got {self.name}, which does not; take a '
+                       'text-conditional one')
+    if 'network' in self.params and 'features' in self.params:
+      raise ValueError(f'{who}: model must have no prompts yet, got {self.name} with '
+                       f'{self.num_classes}; start from the model as it was loaded')
+
+  def _conditioned(self, features, empty, told):
+    """The model with these features, and what config is to tell of them."""
+    params = {'network': self.params,
+              'features': np.concatenate([empty[None], features]).astype(np.float32)}
+    names = 'apply', 'apply_features', 'apply_variance'
+    return dataclasses.replace(
+        self, params=params, num_classes=len(features), config={**self.config, **told},
+        **{name: text_lib.numbered(getattr(self, name)) for name in names
+           if getattr(self, name) is not None})
 
   def denoise(self, x: jax.Array, sigma: jax.Array | float,
               labels: jax.Array | None = None) -> jax.Array:
@@ -202,13 +289,43 @@ def _load(directory, kind, container, functions, name, dtype):
 
 
 def _load_denoiser(directory, name, dtype):
+  parts = _load_parts(directory, dtype)  # First, as the smaller ones: errors come early.
   def functions(network, preconditioning, channels):
     evaluate = networks.denoiser(network, preconditioning)
     learned = network.out_channels == 2 * channels
     return {'apply': networks.select(evaluate, 0),
             'apply_features': networks.select(evaluate, 0, 2),
-            'apply_variance': networks.select(evaluate, 0, 1) if learned else None}
+            'apply_variance': networks.select(evaluate, 0, 1) if learned else None, **parts}
   return _load(directory, 'denoiser', Model, functions, name, dtype)
+
+
+_PART_LOADERS = MappingProxyType({'first_stage': first_stage_lib.load_first_stage,
+                                  'text': text_lib.load_text_encoder})
+
+
+def _load_parts(directory, dtype):
+  """The parts that a denoiser's config names, by name, each with the hash it has there."""
+  config = directory_lib.read_config(directory)
+  hashes = config.get('parts', {}) if config['kind'] == 'denoiser' else {}
+  if not isinstance(hashes, dict):
+    raise ValueError(f'load: parts in config.json of {directory} must be the hash of each by its '
+                     f'name, got {str(hashes)[:80]!r}; make the model again')
+  found = {}
+  for name, sha256 in hashes.items():
+    if name not in parts_lib.PARTS:
+      raise ValueError(f'load: {checks.unknown("part", name, parts_lib.PARTS)}')
+    folder = pathlib.Path(directory) / name
+    if not folder.is_dir():
+      raise ValueError(f'load: model must have its part {name}/ beside config.json, got none in '
+                       f'{directory}; copy the whole folder, or make the model again')
+    found[name] = directory_lib.read_config(folder)
+    parts_lib.check_kind('load', name, found[name])
+    if found[name]['sha256'] != sha256:
+      raise ValueError(f'load: part {folder} must have SHA-256 {str(sha256)[:12]}..., as '
+                       f'config.json above it says, got {str(found[name]["sha256"])[:12]}...; it '
+                       'belongs to another model, make this one again')
+  parts_lib.check('load', config, found)
+  return {name: _PART_LOADERS[name](pathlib.Path(directory) / name, dtype) for name in found}
 
 
 def _load_classifier(directory, name, dtype):

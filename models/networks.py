@@ -27,7 +27,7 @@ _CHOICES = {'embedding_type': ('positional', 'fourier'),
             'pool': ('attention', 'adaptive', 'spatial', 'spatial_v2'),
             'torso': ('float32', 'float16', 'bfloat16')}
 _MAY_BE_ZERO = ('label_dim', 'augment_dim', 'attn_resolutions', 'channels_per_head', 'num_heads_up',
-                'groups')
+                'groups', 'transformer_depth', 'context_dim')
 
 
 def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
@@ -42,7 +42,8 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
 
   Raises:
     ValueError: if the name or a setting is unknown, a setting is missing or out of range, the
-      channels of a level do not divide into groups, or the side does not halve often enough.
+      channels of a level do not divide into groups, the side does not halve often enough, or there
+      is a context that nothing reads, or classes beside it.
   """
   module = checks.lookup('network', name, NETWORKS)
   fields = {field.name: field for field in dataclasses.fields(module)
@@ -65,7 +66,20 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
     raise ValueError(f'{name}: img_resolution must be a multiple of {factor}, as each of the '
                      f'{len(network.channel_mult)} levels but the first halves it, got {side}; '
                      'take fewer multipliers')
+  _check_context(name, network)
   return network
+
+
+def _check_context(name, network):
+  """Raises ValueError unless the features of a text are read, and are all that labels can be."""
+  if not getattr(network, 'context_dim', 0):
+    return
+  if not network.transformer_depth:
+    raise ValueError(f'{name}: context_dim must be 0 without transformers, which read the context, '
+                     f'got {network.context_dim}; give a transformer_depth')
+  if network.label_dim:
+    raise ValueError(f'{name}: label_dim must be 0 where labels are features of a text, got '
+                     f'{network.label_dim} beside context_dim {network.context_dim}; leave one out')
 
 
 def _check_channels(name, network, mult):
@@ -149,15 +163,32 @@ def denoiser(network: nn.Module, coefficients: Preconditioning,
 
   Returns:
     evaluate(params, x, sigma, labels=None, **how the network is called) -> (D, rest, features), as
-    denoisers.precondition.
+    denoisers.precondition. Labels are integers, (batch,), or, for a network with a context_dim,
+    features of a text, (batch, tokens, context_dim), which it cannot do without.
   """
+  width = getattr(network, 'context_dim', 0)
   def evaluate(params, x, sigma, labels=None, rngs=None, **call):
-    if labels is not None and network.label_dim:  # Labels below 0 become zero vectors.
+    if width:
+      call['context'] = _features(labels, len(x), width).astype(x.dtype)
+    elif labels is not None and network.label_dim:  # Labels below 0 become zero vectors.
       call['class_labels'] = jax.nn.one_hot(labels, network.label_dim, dtype=x.dtype)
     def call_network(scaled, c_noise):
       return network.apply({'params': params}, scaled, c_noise, rngs=rngs, **call)
     return denoisers.precondition(call_network, coefficients, x, sigma)
   return evaluate
+
+
+def _features(labels, batch, width):
+  """Labels that are features of a text, or ValueError."""
+  if labels is None or not jnp.issubdtype(jnp.result_type(labels), jnp.floating):
+    got = 'none' if labels is None else f'{jnp.result_type(labels)} of shape {jnp.shape(labels)}'
+  elif jnp.ndim(labels) != 3 or (jnp.shape(labels)[0], jnp.shape(labels)[2]) != (batch, width):
+    got = f'the shape {jnp.shape(labels)}'
+  else:
+    return jnp.asarray(labels)
+  raise ValueError('denoiser: labels must be features of a text, floating and of shape '
+                   f'({batch}, tokens, {width}), got {got}; encode the prompts with the text '
+                   'encoder of this model')
 
 
 @functools.cache
@@ -205,4 +236,6 @@ def initialize(network: nn.Module, image_shape: tuple[int, int, int], key: jax.A
   """Returns random parameters of a network, nested dicts of float32 arrays."""
   x = jnp.zeros((1, *image_shape))
   call = {'low_res': x} if getattr(network, 'low_res', False) else {}
+  if getattr(network, 'context_dim', 0):
+    call['context'] = jnp.zeros((1, 1, network.context_dim))
   return network.init(key, x, jnp.zeros((1,)), **call)['params']

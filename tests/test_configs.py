@@ -60,6 +60,36 @@ def test_config_is_a_run(name):
   assert re.search(r'^from https://\S+/$', text, re.MULTILINE) and "The paper's FID" in text
 
 
+@pytest.mark.parametrize('name', ['cm', 'ldm', 'sd_v1'])
+def test_config_of_latents_or_consistency_is_a_run(name):
+  module = importlib.import_module(f'configs.{name}')
+  for variant in module.VARIANTS:
+    config = module.get_config(variant)
+    published_as = config.convert.published or variant
+    assert files.ALIASES.get(published_as, published_as) in files.KNOWN
+    fields = {field: value for field, value in config.schedule.to_dict().items()
+              if value is not None}
+    if name == 'cm':
+      assert config.convert.source == f'{variant}.pt' and variant in files.CM
+      if not variant.startswith('edm_'):  # The levels that published code visits.
+        fields['ts'] = [int(number) for number in fields['ts'].split(',')]
+      sigmas = samplers.schedule(**{'sigma_min': 0.002, 'sigma_max': 80.0, **fields})
+      nfe = 10 if variant.startswith('edm_') else 2
+    else:
+      assert config.schedule.name == 'discrete' and config.solver.predict_x0 is False
+      sigmas = samplers.schedule(**{'sigma_min': 0.03, 'sigma_max': 14.6, **fields,
+                                    'alphas_cumprod': 'stable_diffusion'})
+      nfe = 10
+    options = {option: value for option, value in config.solver.to_dict().items()
+               if value is not None and option != 'name'}
+    assert samplers.make(config.solver.name, sigmas, **options).nfe == nfe
+    assert config.model.path == f'checkpoints/{variant}'
+  assert re.search(r'^(and .* )?from https://\S+/$', (FOLDER / f'{name}.py').read_text(),
+                   re.MULTILINE)
+  with pytest.raises(ValueError, match='variant must be one of'):
+    module.get_config('none')
+
+
 @pytest.mark.parametrize('call, message', [
     (lambda: importlib.import_module('configs.edm_cifar10').get_config('uncond'),
      'variant must be one of uncond-vp, .*, got .uncond.; such as uncond-vp or uncond-vp,dpmpp'),

@@ -13,14 +13,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED = {
     'samplers': {'samplers', 'jax', 'numpy'},
     'models': {'models', 'samplers', 'jax', 'numpy', 'flax', 'orbax'},
-    'convert': {'convert', 'models', 'samplers', 'jax', 'numpy', 'ml_dtypes', 'flax'},
+    'convert': {'convert', 'models', 'samplers', 'jax', 'numpy', 'ml_dtypes', 'flax', 'yaml'},
     'evaluation': {'evaluation', 'models', 'samplers', 'jax', 'numpy', 'flax', 'PIL'},
     'configs': {'configs', 'samplers', 'models', 'ml_collections'},
     'engine': {'engine', 'configs', 'convert', 'evaluation', 'models', 'samplers', 'jax', 'numpy',
                'flax', 'optax', 'orbax', 'ml_collections', 'matplotlib', 'tqdm', 'PIL'},
     'main.py': {'engine', 'absl', 'ml_collections'},
-    'benchmarks': {'benchmarks', 'configs', 'engine', 'evaluation', 'models', 'samplers', 'jax',
-                   'numpy', 'matplotlib', 'sklearn', 'ml_collections'},
+    'benchmarks': {'benchmarks', 'configs', 'convert', 'engine', 'evaluation', 'models', 'samplers',
+                   'jax', 'numpy', 'matplotlib', 'sklearn', 'ml_collections', 'diffusers', 'torch'},
 }
 
 

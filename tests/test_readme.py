@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ import models
 import samplers
 from configs import default
 from engine import commandline, generate
+from tests.engine.test_convert import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -144,6 +146,11 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
   else:
     shutil.copytree(models.model.ASSETS / 'digits',
                     tmp_path / 'checkpoints' / 'edm-cifar10-32x32-uncond-vp')
+  if 'sd_v1' in line:
+    with tarfile.open(ROOT / 'tests/golden/ldm/sd_diffusers.tar.xz') as tar:
+      tar.extractall(tmp_path, filter='data')
+    source = next(path.parent for path in tmp_path.rglob('model_index.json'))
+    convert(source, tmp_path / 'checkpoints' / 'sd-v1-4', self_check=False)
   if '--mode=evaluate' in line:
     config = default.get_config()
     config.model.name, config.solver.name, config.seeds = 'digits_exact', 'euler', '0-3'

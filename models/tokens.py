@@ -5,6 +5,7 @@ the vocabulary's list (Sennrich et al. 2016, arXiv:1508.07909, Algorithm 1). Two
 in how a text is cleaned and what a short one is filled up with; see CONVENTIONS.
 """
 
+import collections
 import dataclasses
 import gzip
 import html
@@ -88,10 +89,7 @@ class Tokenizer:
       own = 'transformers'
     else:
       merges = _read_merges(path)[:_OPENAI_MERGES]
-      letters = [*_byte_letters().values()]
-      tokens = [*letters, *(letter + _WORD_END for letter in letters), *map(''.join, merges),
-                _START, _END]
-      vocab, pad, own = {token: i for i, token in enumerate(tokens)}, 0, 'openai'
+      vocab, pad, own = _vocabulary(merges), 0, 'openai'
     missing = [token for token in (_START, _END) if token not in vocab]
     if missing:
       raise ValueError(f'tokens: vocabulary in {path} must have {missing[0]}, got none; take that '
@@ -99,6 +97,63 @@ class Tokenizer:
     convention = convention or own
     pad = 0 if convention == 'openai' else vocab[_END] if pad is None or own == 'openai' else pad
     return cls(vocab, {merge: rank for rank, merge in enumerate(merges)}, pad, convention)
+
+  @classmethod
+  def from_merges(cls, merges: Sequence[str], pad: int | None = None,
+                  convention: str = 'transformers') -> 'Tokenizer':
+    """Makes CLIP's vocabulary of its list of merges, from which all of it follows.
+
+    Its ids are 256 bytes, 256 bytes that end a word, one token for each merge, start and end.
+
+    Args:
+      merges: two tokens with a space between, in the order of merging.
+      pad: id that a short text is filled up with; None: the end token, or 0 with 'openai'.
+      convention: one of CONVENTIONS.
+
+    Returns:
+      The Tokenizer.
+
+    Raises:
+      ValueError: if the merges are no such list, or pad or the convention is unknown.
+    """
+    checks.check_choice('tokens', 'convention', convention, CONVENTIONS)
+    if isinstance(merges, str) or not isinstance(merges, Sequence):
+      raise ValueError(f'tokens: merges must be a list of texts, got {str(merges)[:40]!r}; give '
+                       'one text for each')
+    bad = next((text for text in merges if not isinstance(text, str) or len(text.split()) != 2),
+               None)
+    if bad is not None:
+      raise ValueError('tokens: merges must be of two tokens with a space between, got '
+                       f'{str(bad)[:40]!r}; take the lines of a merges.txt but its first')
+    pairs = [tuple(text.split()) for text in merges]
+    twice = next((token for token, count in collections.Counter(_tokens(pairs)).items()
+                  if count > 1), None)
+    if twice is not None:
+      raise ValueError(f'tokens: merges must each give a new token, got {twice[:40]!r} twice; take '
+                       'the lines of a merges.txt as they are')
+    vocab = _vocabulary(pairs)
+    pad = (0 if convention == 'openai' else vocab[_END]) if pad is None else pad
+    if not checks.is_integer(pad) or not 0 <= pad < len(vocab):
+      raise ValueError(f'tokens: pad must be an id below {len(vocab)}, got {pad!r}; the end token '
+                       f'is {vocab[_END]}')
+    return cls(vocab, {pair: rank for rank, pair in enumerate(pairs)}, pad, convention)
+
+  def merges(self) -> list[str]:
+    """Returns the list that `from_merges` makes this vocabulary of.
+
+    Raises:
+      ValueError: if the vocabulary is another one than follows from its merges.
+    """
+    pairs = sorted(self.ranks, key=self.ranks.__getitem__)
+    follows = _vocabulary(pairs)
+    if self.vocab != follows:
+      other = next(token for token in {**follows, **self.vocab}
+                   if self.vocab.get(token) != follows.get(token))
+      raise ValueError(f'tokens: vocabulary must be the one that follows from its merges, got '
+                       f'{other[:40]!r} with the id {self.vocab.get(other)} and not '
+                       f'{follows.get(other)}; take the vocabulary of a CLIP, without tokens of '
+                       'your own')
+    return [' '.join(pair) for pair in pairs]
 
   def encode(self, texts: Sequence[str], context: int = CONTEXT) -> np.ndarray:
     """Encodes texts: the start token, those of the text as far as they fit, the end token, filling.
@@ -213,6 +268,16 @@ def _byte_letters() -> dict[int, str]:
   others = [byte for byte in range(256) if byte not in own]
   return {**{byte: chr(byte) for byte in own},
           **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+
+
+def _tokens(pairs):
+  """The tokens of a list of merges in the order of their ids."""
+  letters = [*_byte_letters().values()]
+  return [*letters, *(letter + _WORD_END for letter in letters), *map(''.join, pairs), _START, _END]
+
+
+def _vocabulary(pairs):
+  return {token: i for i, token in enumerate(_tokens(pairs))}
 
 
 def _read_folder(folder):

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
-from evaluation import tokens
+from models import tokens
 from tests import reference
+from tests.models import latents
 
 FOLDER = reference.GOLDEN / 'clip_image'
 VOCABULARY = FOLDER / 'tokenizer'
@@ -63,6 +64,55 @@ def test_the_file_of_openai_holds_the_same_vocabulary(tokenizer, tmp_path):
       assert (row[end + 1:] == 0).all()
   filled = tokens.Tokenizer.load(plain, 'transformers')
   np.testing.assert_array_equal(filled.encode(PUBLISHED['texts']), PUBLISHED['input_ids_fast'])
+
+
+def test_merges_alone_give_the_published_vocabulary(tmp_path):
+  files = latents.files()
+  (tmp_path / 'vocab.json').write_text(json.dumps(files['vocab']))
+  (tmp_path / 'merges.txt').write_text('\n'.join(['#version: 0.2', *files['merges'], '']))
+  loaded = tokens.Tokenizer.load(tmp_path)
+  made = tokens.Tokenizer.from_merges(files['merges'])
+  assert (len(made.vocab), len(made.ranks)) == (584, 70)
+  for field in ('vocab', 'ranks', 'pad', 'convention'):
+    assert getattr(made, field) == getattr(loaded, field), field
+  assert made.merges() == loaded.merges() == files['merges']
+
+
+def test_merges_give_each_convention_its_filling(tokenizer):
+  merges = tokenizer.merges()
+  assert tokens.Tokenizer.from_merges(merges, convention='openai').pad == 0
+  assert tokens.Tokenizer.from_merges(merges).pad == PUBLISHED['eos']
+  filled = tokens.Tokenizer.from_merges(merges, pad=7, convention='openai')
+  assert filled.encode(['a'], 8)[0, -1] == 7
+  np.testing.assert_array_equal(
+      tokens.Tokenizer.from_merges(merges, PUBLISHED['pad'], 'openai').encode(PUBLISHED['texts']),
+      PUBLISHED['input_ids'])
+
+
+@pytest.mark.parametrize('merges, options, match', [
+    ('a b', {}, "merges must be a list of texts, got 'a b'; give one text for each"),
+    (None, {}, "merges must be a list of texts, got 'None'; give one text for each"),
+    (['a b', 'c'], {}, "merges must be of two tokens with a space between, got 'c'; take the lin"),
+    ([['a', 'b']], {}, 'merges must be of two tokens with a space between, got .*; take the lines'),
+    (['a b', 'ab c', 'a b'], {}, "merges must each give a new token, got 'ab' twice; take the"),
+    (['a </w>'], {}, "merges must each give a new token, got 'a</w>' twice; take the lines"),
+    (['a b'], {'pad': 515}, 'pad must be an id below 515, got 515; the end token is 514'),
+    (['a b'], {'pad': True}, 'pad must be an id below 515, got True; the end token is 514'),
+    (['a b'], {'convention': 'clip'}, "unknown convention 'clip'; known: openai, transformers"),
+])
+def test_merges_that_are_none(merges, options, match):
+  with pytest.raises(ValueError, match=f'tokens: {match}'):
+    tokens.Tokenizer.from_merges(merges, **options)
+
+
+@pytest.mark.parametrize('changes, match', [
+    ({'<my-cat>': 999}, "got '<my-cat>' with the id 999 and not None; take the vocabulary of a CL"),
+    ({'!': 5}, "got '!' with the id 5 and not 0; take the vocabulary of a CLIP"),
+])
+def test_a_vocabulary_with_tokens_of_its_own_has_more_than_merges(tokenizer, changes, match):
+  own = dataclasses.replace(tokenizer, vocab={**tokenizer.vocab, **changes})
+  with pytest.raises(ValueError, match=f'the one that follows from its merges, {match}'):
+    own.merges()
 
 
 def test_long_texts_are_cut_before_the_end_token(tokenizer):
