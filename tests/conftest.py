@@ -16,26 +16,27 @@ def compilation_cache(tmp_path_factory):
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  # Nearly all programs take far longer to compile than to run, and what is tested holds for any
+  # order of sums: XLA's and LLVM's costly passes are left out, a sixth of the time.
+  jax.config.update('jax_disable_most_optimizations', True)
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('JAX_COMPILATION_CACHE_DIR', folder)
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
     yield
 
 
 @pytest.fixture(scope='module')
-def little_optimization():
-  """Compiles with little optimization, here and in processes that are started from here.
-
-  For modules whose programs take far longer to compile than to run, and whose tests hold for any
-  order of sums. Programs are what they were; only XLA's and LLVM's costly passes are left out.
-  """
+def full_optimization():
+  """Compiles as users do, here and in processes that are started from here."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-    jax.config.update('jax_disable_most_optimizations', True)
+    patch.delenv('JAX_DISABLE_MOST_OPTIMIZATIONS')
+    jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()
     yield
-  jax.config.update('jax_disable_most_optimizations', False)
-  jax.clear_caches()  # Other modules compile in full what they share with this one.
+  jax.config.update('jax_disable_most_optimizations', True)
+  jax.clear_caches()
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ from tests.engine.test_convert import convert
 from tests.models import test_adm_nets, test_edm_nets
 from tests.test_main import run_main
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 PICKLES = reference.GOLDEN / 'edm_pickles'
 NETS = reference.GOLDEN / 'adm_nets'
 KWARGS = {case['id']: case.get('kwargs')
@@ -32,7 +30,8 @@ SMALL = {'seeds': '0-1', 'batch_size': 2, 'schedule.num_steps': 2}
 def sample(model, workdir, **fields):
   """Samples two images of a converted model."""
   config = default.get_config()
-  config.update_from_flattened_dict({**SMALL, 'model.path': str(model), 'labels': 'random', **fields})
+  config.update_from_flattened_dict({**SMALL, 'model.path': str(model), 'labels': 'random',
+                                     **fields})
   generate.run(generate.plan(config, str(workdir)))
 
 

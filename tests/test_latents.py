@@ -16,8 +16,6 @@ from tests import reference
 from tests.engine.test_convert import convert
 from tests.test_main import run_main
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 LDM = reference.GOLDEN / 'ldm'
 CASES = {case['id']: case for case in json.loads((LDM / 'manifest.json').read_text())['cases']}
 PROMPTS = 'a red ball|two cats'
@@ -100,19 +98,19 @@ def test_features_from_a_file_are_those_of_the_prompts(folder):
 def test_a_predictor_and_a_grid_are_made_under_guidance(folder):
   guided = {'guidance__method': 'classifier_free', 'guidance__scale': 2.0, 'labels': 'balanced'}
   train_amed.run(train_amed.plan(configured(
-      folder, **guided, learn__num_steps=2, learn__trajectories=4, learn__batch_size=4,
+      folder, **guided, learn__num_steps=1, learn__trajectories=4, learn__batch_size=4,
       learn__M=1, learn__teacher='euler', learn__student='euler', learn__loss='intervals',
       learn__afs=False), str(folder / 'amed')))
   told = json.loads((folder / 'amed/predictor/config.json').read_text())
-  assert told['design']['settings']['bottleneck_size'] == 4**2  # Channel mean of the middle.
+  assert told['design']['settings']['bottleneck_size'] == 2**2  # Channel mean of the middle.
   config = configured(folder, labels='balanced', predictor__path=str(folder / 'amed'))
   line = generate.run(generate.plan(config, str(folder / 'by_amed')))
-  assert line.startswith(f'3 images in {folder}/by_amed: amed on time_uniform, NFE 4')
+  assert line.startswith(f'3 images in {folder}/by_amed: amed on time_uniform, NFE 2')
   search.run(search.plan(configured(
-      folder, **guided, schedule__name='discrete', search__teacher_steps=6, search__num_steps='3',
+      folder, **guided, schedule__name='discrete', search__teacher_steps=4, search__num_steps='2',
       search__warm_up=4), str(folder / 'gits')))
-  grid = json.loads((folder / 'gits/grid-3.json').read_text())
-  assert len(grid['sigmas']) == 4
+  grid = json.loads((folder / 'gits/grid-2.json').read_text())
+  assert len(grid['sigmas']) == 3
 
 
 @pytest.mark.parametrize('fields, message', [

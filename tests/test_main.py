@@ -18,8 +18,6 @@ from PIL import Image
 import samplers
 from configs import default
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = ('--config.model.name=digits_exact', '--config.seeds=0-4', '--config.solver.name=euler',
          '--config.schedule.num_steps=2', '--config.batch_size=2')

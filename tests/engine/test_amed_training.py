@@ -13,8 +13,6 @@ import samplers
 from engine import lessons, trainer
 from tests.samplers import amed_cases
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 CASES = amed_cases.cases('training')
 
 

@@ -16,8 +16,6 @@ from evaluation import lpips
 from models import directory, lpips as lpips_network, networks
 from tests.engine.sampling import get_config
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 TINY = {'seeds': '0-1', 'batch_size': 2, 'distill__num_steps': 2, 'distill__M': 1,
         'distill__teacher': 'euler', 'distill__trajectories': 8, 'distill__batch_size': 4,
         'distill__log_every': 1, 'distill__checkpoint_every': 1}

@@ -20,8 +20,6 @@ CASES = {case['id']: case for case in MANIFEST['cases']}
 EMBEDDINGS = {case['id']: case for case in MANIFEST['step_embedding']}
 TOLERANCE = 1e-9  # The manifest's, in 64 bit.
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 # Everything here compiles for longer than it runs.
 quickly = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 

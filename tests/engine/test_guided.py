@@ -16,8 +16,6 @@ from samplers import guidance
 from tests.engine.sampling import get_plan, samples, with_network
 from tests.models.test_edm_nets import quickly
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 GUIDED = {'guidance__classifier': 'digits_exact', 'labels': '3,8'}
 
 

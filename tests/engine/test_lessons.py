@@ -13,8 +13,6 @@ import samplers
 from engine import lessons, trainer
 from samplers import learned
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 ROOT = pathlib.Path(__file__).parents[2]
 SIGMAS = np.array([10.0, 2.0, 0.5])
 

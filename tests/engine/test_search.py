@@ -14,8 +14,6 @@ from configs import default, searching
 from engine import generate, grid_files, search, seeds as seeds_lib
 from samplers import gits
 
-pytestmark = pytest.mark.usefixtures('little_optimization')  # Small programs of many shapes.
-
 
 def get_config(**fields):
   config = default.get_config()
@@ -46,9 +44,7 @@ def costs(folder):
 def found(tmp_path_factory):
   """The folder of one search, and what it said."""
   folder = tmp_path_factory.mktemp('search') / 'found'
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-    return folder, search.run(get_plan(folder))
+  return folder, search.run(get_plan(folder))
 
 
 def test_costs_are_those_of_the_seeds(found):

@@ -22,8 +22,6 @@ from configs import default, digits_classifier, digits_early
 from engine import identity, losses, train
 from models import networks
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 MAIN = pathlib.Path(__file__).parents[2] / 'main.py'
 TINY = {'network.model_channels': 4, 'network.channel_mult': (1,), 'network.num_blocks': 1,
         'batch_size': 8, 'steps': 12, 'warmup': 2, 'log_every': 4, 'checkpoint_every': 5}

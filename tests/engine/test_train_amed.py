@@ -17,8 +17,6 @@ from configs import default
 from engine import generate, images, predictors, train_amed
 from tests.engine import learning, sampling
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 MAIN = pathlib.Path(__file__).parents[2] / 'main.py'
 
 

@@ -11,8 +11,6 @@ from models import amed_predictor, layers
 from samplers import amed, learned
 from tests.samplers import amed_cases
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 ENTRIES = amed_cases.MANIFEST['predictor_forward']
 RECORDED = amed_cases.ARRAYS['predictor_forward']
 SIGMAS = np.array([80.0, 10.0, 1.0, 0.1])

@@ -17,7 +17,6 @@ MANIFEST, ARRAYS = reference.load('cm_nets')
 CASES = {case['id']: case for case in MANIFEST['cases']}
 RECIPES = recipe.load('cm_nets/recipes.json.gz')
 SMALLEST = 'cm_lsun_style_wide'  # In compilation.
-pytestmark = pytest.mark.usefixtures('little_optimization')
 EXACT = 1e-9  # In 64 bit another order of sums is all that differs.
 
 

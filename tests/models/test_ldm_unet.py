@@ -18,7 +18,6 @@ MANIFEST, ARRAYS = reference.load('ldm')
 CASES = {case['id']: case for case in MANIFEST['cases']}
 RECIPES = recipe.load('ldm/recipes.json.gz')
 UNETS = 'ldm_vq', 'ldm_kl', 'sd'
-pytestmark = pytest.mark.usefixtures('little_optimization')
 EXACT = 1e-9  # In 64 bit another order of sums is all that differs.
 PREFIX = 'model.diffusion_model.'
 

@@ -14,8 +14,6 @@ import samplers
 from models import directory
 from tests.models import latents
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 PROMPTS = ['a cat', 'dog', 'a cat do']
 
 

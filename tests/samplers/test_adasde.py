@@ -17,8 +17,6 @@ SHARED = reference.load('beyond_solvers')[1]  # Mixture and latents of the same 
 GRID = samplers.schedule('polynomial', 2, 0.05, 10.0)
 LATENTS = np.random.default_rng(0).standard_normal((4, 4, 4, 3))
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 
 @pytest.fixture(scope='module')
 def denoise():

@@ -14,8 +14,6 @@ from samplers import amed, table as table_lib
 from tests import reference
 from tests.samplers import amed_cases
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 SAMPLERS = amed_cases.cases('sampler')
 RECORDED = amed_cases.ARRAYS['samplers']
 over_samplers = pytest.mark.parametrize('case', SAMPLERS, ids=lambda case: case['id'])

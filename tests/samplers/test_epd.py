@@ -17,8 +17,6 @@ CASES = {case['id']: case for case in MANIFEST['cases'] if 'student' in case}
 TEACHERS = {case['id']: case for case in MANIFEST['cases'] if 'teacher' in case}
 OPTIONS = 'student', 'num_points', 'scale_dir', 'scale_time', 'fcn', 'afs', 'max_order'
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 # The manifest gives no tolerance. States start near 80: 1e-12 of that is rounding in another order.
 RELATIVE, ABSOLUTE = 1e-11, 1e-9
 

@@ -15,8 +15,6 @@ from samplers import gits
 from tests import reference
 
 # Small programs, of many shapes.
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 MANIFEST, ARRAYS = reference.load('gits')
 CASES = {case['id']: case for case in MANIFEST['cases']}
 DP_CASES = MANIFEST['dp_cases']

@@ -15,8 +15,6 @@ SIGMAS = samplers.schedule('polynomial', 4, 0.1, 10.0, rho=7)
 DATA = reference.gaussian_denoiser(0.5, 0.2)
 X = np.linspace(-15.0, 15.0, 8).reshape(2, 2, 2, 1)
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 
 class State(NamedTuple):
   x: jax.Array

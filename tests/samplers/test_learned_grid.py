@@ -16,8 +16,6 @@ SIGMAS = samplers.schedule('polynomial', 5, 0.02, 20.0, rho=7)
 DATA = reference.gaussian_denoiser(0.5, 0.2)
 X = np.linspace(-30.0, 30.0, 8).reshape(2, 2, 2, 1)
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 levels_of_gaps = jax.jit(learned_grid.levels_of_gaps, static_argnames='mode')
 shown_levels = jax.jit(learned_grid.shown_levels, static_argnames=('mode', 'window'))
 

@@ -17,8 +17,6 @@ DATA = reference.gaussian_denoiser(0.5, 0.2)
 X = np.linspace(-30.0, 30.0, 8).reshape(2, 2, 2, 1)
 STARTS = ('ipndm', 4, False), ('ipndm', 3, True), ('dpmpp', 3, False), ('dpmpp', 2, True)
 
-pytestmark = pytest.mark.usefixtures('little_optimization')
-
 
 def solve(design, numbers):
   return jax.jit(lambda numbers, x: design.solve(numbers, DATA, x))(numbers, X)
