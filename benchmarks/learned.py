@@ -168,13 +168,13 @@ class Judge(NamedTuple):
   def measure(self, made: Made) -> dict[str, Any]:
     """Returns the distance of samples to the reference solution, and what they took."""
     plan = generate.plan(configured(made.fields), str(OUT / 'judge'))
-    rms = float(np.sqrt(np.mean((_samples(plan) - self.solution.end)**2)))
+    rms = float(np.sqrt(np.mean((samples_of(plan) - self.solution.end)**2)))
     return {'rms': rms, 'nfe': plan.solver.nfe, 'made': made}
 
   def compare(self, made: Made) -> dict[str, Any]:
     """Returns the distance of many samples to the data, with its interval."""
     plan = generate.plan(configured({**made.fields, 'seeds': MANY}), str(OUT / 'judge'))
-    found = self.quality.resample(images.to_uint8(_samples(plan)), _RESAMPLES)
+    found = self.quality.resample(images.to_uint8(samples_of(plan)), _RESAMPLES)
     return {'frechet': found.estimate, 'interval': found.interval(quality_lib.LEVEL)}
 
 
@@ -192,8 +192,8 @@ def find_judge() -> Judge:
   return Judge(solution, judge, judge.floor(len(seeds_lib.parse(MANY))))
 
 
-def _samples(plan):
-  """Samples of all seeds of a plan, float32 (n, height, width, channels)."""
+def samples_of(plan: generate.Plan) -> np.ndarray:
+  """Returns the samples of all seeds of a plan, float32 (n, height, width, channels)."""
   program, constants = generate.sampler_of(plan)
   constants, seeds = devices.replicate(constants), plan.results.seeds
   parts = []

@@ -22,8 +22,9 @@ PICKLES = reference.GOLDEN / 'edm_pickles'
 NETS = reference.GOLDEN / 'adm_nets'
 KWARGS = {case['id']: case.get('kwargs')
           for case in json.loads((NETS / 'manifest.json').read_text())['cases']}
-
-
+CM_KWARGS = next(case['kwargs'] for case in json.loads(
+    (reference.GOLDEN / 'cm_nets/manifest.json').read_text())['cases']
+    if case['id'] == 'cm_lsun_style')
 SMALL = {'seeds': '0-1', 'batch_size': 2, 'schedule.num_steps': 2}
 
 
@@ -61,8 +62,8 @@ def write_vp(path):
   return arrays['case_ddpmpp_u_vp'], case
 
 
-@pytest.mark.parametrize('name', ['edm_song_cond', 'edm_adm_easydict', 'baseline_ve',
-                                  'baseline_iddpm', 'sfd_student', 'vp'])
+@pytest.mark.parametrize('name', ['edm_song_cond', 'baseline_ve', 'baseline_iddpm', 'sfd_student',
+                                  'vp'])
 def test_every_preconditioning_of_edm_is_converted_and_sampled(name, tmp_path):
   source = PICKLES / f'{name}.pkl'
   if name == 'vp':
@@ -130,6 +131,24 @@ def test_class_conditional_adm_is_converted_and_sampled(tmp_path):
   expected = x - sigma * arrays['model_output64'][0][..., :3]
   assert abs(denoised - expected).max() < 1e-4 * (1 + sigma)
   assert abs(v - arrays['model_output64'][0][..., 3:]).max() < 1e-4
+
+
+def test_a_consistency_model_samples_in_two_steps(tmp_path):
+  """As configs/cm.py does, from the small checkpoint under the name of a distilled one."""
+  source = tmp_path / 'cd_small.pt'
+  source.write_bytes(lzma.decompress(
+      (reference.GOLDEN / 'cm_nets/cm_lsun_style.pt.xz').read_bytes()))
+  (tmp_path / 'kwargs.json').write_text(json.dumps(CM_KWARGS))
+  convert(source, tmp_path / 'model', architecture=str(tmp_path / 'kwargs.json'))
+  model = models.load(tmp_path / 'model')
+  assert model.config['preconditioning']['settings']['sigma_min'] == 0.002
+  x = np.float32(np.random.default_rng(0).standard_normal((1, *model.image_shape)))
+  np.testing.assert_allclose(model.denoise(x, 0.002), x, atol=1e-6)  # Its boundary.
+  sample(tmp_path / 'model', tmp_path / 'out', labels='none', **{
+      'solver.name': 'consistency', 'schedule.name': 'subset', 'schedule.num_steps': 39,
+      'schedule.ts': '0,17,39'})
+  manifest = json.loads((tmp_path / 'out/manifest.json').read_text())
+  assert manifest['nfe'] == 2 and manifest['model']['source']['family'] == 'cm'
 
 
 def test_early_stop_with_a_learned_variance_as_published(tmp_path):

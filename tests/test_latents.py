@@ -23,16 +23,16 @@ PROMPTS = 'a red ball|two cats'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A Stable Diffusion of diffusers, converted to sd/ by main.py, and one without texts, vq/."""
+  """A Stable Diffusion of diffusers, converted to sd/, and one without texts, vq/."""
   folder = tmp_path_factory.mktemp('latents')
   with tarfile.open(LDM / 'sd_diffusers.tar.xz') as tar:
     tar.extractall(folder, filter='data')
   source = next(path.parent for path in folder.rglob('model_index.json'))
-  done = run_main(folder, '--mode=convert', f'--config.convert.source={source}', '--workdir=sd')
-  assert (done.returncode, done.stderr) == (0, ''), done.stderr
+  convert(source, folder / 'sd', self_check=False)
   (folder / 'model.ckpt').write_bytes(lzma.decompress((LDM / 'ldm_vq.ckpt.xz').read_bytes()))
   (folder / 'params.json').write_text(json.dumps(CASES['ldm_vq']['config']))
-  convert(folder / 'model.ckpt', folder / 'vq', architecture=str(folder / 'params.json'))
+  convert(folder / 'model.ckpt', folder / 'vq', self_check=False,
+          architecture=str(folder / 'params.json'))
   return folder
 
 
@@ -95,10 +95,21 @@ def test_features_from_a_file_are_those_of_the_prompts(folder):
   assert given.num_classes == told.num_classes == 2
 
 
-def test_a_predictor_and_a_grid_are_made_under_guidance(folder):
-  guided = {'guidance__method': 'classifier_free', 'guidance__scale': 2.0, 'labels': 'balanced'}
+GUIDED = {'guidance__method': 'classifier_free', 'guidance__scale': 2.0, 'labels': 'balanced'}
+
+
+def test_a_grid_is_searched_under_guidance(folder):
+  search.run(search.plan(configured(
+      folder, **GUIDED, schedule__name='discrete', search__teacher_steps=4, search__num_steps='2',
+      search__warm_up=4), str(folder / 'gits')))
+  grid = json.loads((folder / 'gits/grid-2.json').read_text())
+  assert len(grid['sigmas']) == 3
+
+
+@pytest.mark.slow
+def test_a_predictor_is_trained_under_guidance(folder):
   train_amed.run(train_amed.plan(configured(
-      folder, **guided, learn__num_steps=1, learn__trajectories=4, learn__batch_size=4,
+      folder, **GUIDED, learn__num_steps=1, learn__trajectories=4, learn__batch_size=4,
       learn__M=1, learn__teacher='euler', learn__student='euler', learn__loss='intervals',
       learn__afs=False), str(folder / 'amed')))
   told = json.loads((folder / 'amed/predictor/config.json').read_text())
@@ -106,11 +117,6 @@ def test_a_predictor_and_a_grid_are_made_under_guidance(folder):
   config = configured(folder, labels='balanced', predictor__path=str(folder / 'amed'))
   line = generate.run(generate.plan(config, str(folder / 'by_amed')))
   assert line.startswith(f'3 images in {folder}/by_amed: amed on time_uniform, NFE 2')
-  search.run(search.plan(configured(
-      folder, **guided, schedule__name='discrete', search__teacher_steps=4, search__num_steps='2',
-      search__warm_up=4), str(folder / 'gits')))
-  grid = json.loads((folder / 'gits/grid-2.json').read_text())
-  assert len(grid['sigmas']) == 3
 
 
 @pytest.mark.parametrize('fields, message', [

@@ -85,8 +85,8 @@ def test_samples_are_compared_measured_and_analyzed(tmp_path):
       (['--mode=analyze', *small, '--config.analyze.num_points=9', '--config.analyze.window=5'],
        'analysis.json', {'analysis.json', 'run.json', 'analysis.png'}),
       (['--mode=compare', '--config.compare.solvers=euler; unipc(max_order=2|3)',
-        '--config.compare.schedules=logsnr', '--config.compare.nfe=2,4',
-        '--config.compare.seeds=0-7', '--config.compare.search=4', '--config.compare.shown=3',
+        '--config.compare.schedules=logsnr', '--config.compare.nfe=4',
+        '--config.compare.seeds=0-7', '--config.compare.search=2', '--config.compare.shown=3',
         '--config.compare.resamples=20', '--config.compare.tolerance=0.1'], 'NFE   4: unipc', {
             'index.html', 'compare.json', 'compare.csv', 'error.png', 'distance.png', 'cells',
             'search', 'reference.npz', 'run.json'})):

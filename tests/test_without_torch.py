@@ -49,7 +49,8 @@ def test_torch_is_imported_to_compare_with_only():
   sources = [ROOT / 'main.py', *(path for package in packages for path in package.rglob('*.py')
                                  if path.parent != ROOT / 'tests' / 'convert')]
   found = {str(path.relative_to(ROOT)) for path in sources if 'torch' in set(_imported(path))}
-  assert len(sources) > 80 and found == set()
+  # What puts another library beside ours may take it along.
+  assert len(sources) > 80 and found == {'benchmarks/latents.py'}
 
 
 def _imported(path):

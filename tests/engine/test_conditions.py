@@ -40,10 +40,10 @@ def test_samples_agree_with_what_was_measured(tmp_path, task):
   assert abs(images[0] - images[1]).max() > 0.1  # Two answers to one question.
 
 
-@pytest.mark.parametrize('solver, model', [('dpmpp', 'digits'), ('stsp', 'digits_exact')])
-def test_gradient_pulls_towards_the_measurement(tmp_path, solver, model):
+@pytest.mark.parametrize('solver', ['dpmpp', 'stsp'])
+def test_gradient_pulls_towards_the_measurement(tmp_path, solver):
   """Folded into the denoiser, or split off into rows of its own."""
-  run = {**RUN, **TASKS['inpaint'], 'model__name': model, 'solver__name': solver,
+  run = {**RUN, **TASKS['inpaint'], 'model__name': 'digits_exact', 'solver__name': solver,
          'condition__method': 'gradient'}
   near, far = (get_plan(tmp_path / str(scale), **run, condition__scale=scale)
                for scale in (4.0, 1e-6))

@@ -242,8 +242,8 @@ def test_folder_of_another_run_is_refused_with_the_difference(tmp_path):
     tiny(tmp_path)
 
 
-def test_killed_run_of_main_goes_on_and_its_model_is_sampled(tmp_path):
-  """SIGKILL in the middle, start again, and the model samples: all through main.py."""
+def test_killed_run_of_main_goes_on(tmp_path):
+  """SIGKILL in the middle, and start again, through main.py."""
   cache = jax.config.jax_compilation_cache_dir
   environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
   fields = TINY | {'steps': 60, 'checkpoint_every': 20}
@@ -265,7 +265,3 @@ def test_killed_run_of_main_goes_on_and_its_model_is_sampled(tmp_path):
   assert again.stderr == ''
   train.run(tiny(tmp_path / 'whole', **{**fields, 'checkpoint_every': 60}))
   assert result(tmp_path / 'killed') == result(tmp_path / 'whole')
-  sampled = run('--config.model.path=killed/model', '--config.seeds=0-3', '--workdir=images',
-                '--config.schedule.num_steps=3', '--config.batch_size=4')
-  assert sampled.stdout.startswith('4 images in images')
-  assert (tmp_path / 'images' / 'grid.png').exists()

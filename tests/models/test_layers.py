@@ -64,7 +64,7 @@ def test_layer_in_64_bit(x64, name):
   np.testing.assert_allclose(answer, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', [*CASES][::3])  # The formulas are those of 64 bit.
 def test_layer_in_32_bit(name):
   answer, expected = evaluate(CASES[name], np.float32)
   # The original's own error, and room for another order of sums: 4 roundings of the largest value.

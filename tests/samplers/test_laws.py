@@ -234,7 +234,8 @@ def test_padding_changes_nothing_bit_for_bit(case):
 
 @every_case
 def test_make_and_build_agree(case):
-  for sigmas in grids_of(case, n=4):
+  first = next(other for other in cases.ALL if other.name == case.name)
+  for sigmas in grids_of(case, n=4)[:2 if case is first else 1]:
     ends_in_zero = sigmas[-1] == 0
     more = {'afs': True, 'denoise_to_zero': not ends_in_zero}
     made = samplers.make(case.name, sigmas, **case.options, **more)
