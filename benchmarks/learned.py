@@ -129,7 +129,7 @@ def distilled(nfe: int) -> Iterator[Made]:
              source['trajectories'] * ((told['M'] + 2) * (nfe + 1) - 1))
 
 
-# The default of 10,000 trajectories, for all, would take a day.
+# The default of 10,000 trajectories is for one row; all with it would take too long.
 FEWER = {'trajectories': 1280}
 """Of predictors by a network."""
 FEW = {'trajectories': 2560, 'log_every': 2}

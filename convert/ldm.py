@@ -52,7 +52,6 @@ _KNOWN = {
 
 # A U-Net is traced for seconds: once for a .ckpt and the folder of the same network.
 _network_shapes = functools.lru_cache(4)(rules.shapes)
-_stage_shapes = functools.lru_cache(4)(autoencoder.shapes)
 
 
 class Design(NamedTuple):
@@ -170,7 +169,7 @@ def assemble(config: Mapping[str, Any], tensors: int, naming: str = 'ldm') -> De
   network = networks.build(**config['network'])
   stage = autoencoder_lib.build(found['first_stage']['network']['settings'])
   like = {'network': _network_shapes(network, tuple(config['image_shape']), tensors),
-          'first_stage': _stage_shapes(stage, tensors)}
+          'first_stage': autoencoder.shapes(stage, tensors)}
   own = {'network': adm.key_rules(network, like['network']),
          'first_stage': autoencoder.key_rules(stage, like['first_stage'], naming)}
   if 'text' in found:

@@ -29,6 +29,7 @@ from engine import (
   seeds as seeds_lib,
   solvers,
 )
+from samplers import checks
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'pillow', 'ml_collections')
 
@@ -149,7 +150,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
 
 def _check_latent(config, model):
   """Raises ValueError if a field is given that has no meaning for latents."""
-  resolve.check_positive('output.decode_memory', config.output.decode_memory)
+  checks.check_positive('config.output', 'decode_memory', config.output.decode_memory,
+                        '2 GiB is usual')
   if model.first_stage is None:
     return
   for field, value, usual in (('limit', config.limit, 'none'),
@@ -223,7 +225,7 @@ def _sample(plan, missing, done, progress):
   """Samples and writes the images of these indices; the seconds and evaluations it took."""
   program, constants = sampler_of(plan)
   constants = devices.replicate(constants)
-  decode = latents.decoder(plan.model, plan.decode_memory)
+  decode = latents.decoder(plan.model, plan.decode_memory, plan.batch_size)
   evaluations = []
   with files.in_background() as submit:
     def finish(indices, answers):

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 
 import models
+from models import parts
 
 _FIELD = 'config.model.prompts'
 _ARRAYS = 'features', 'empty'
@@ -25,7 +26,7 @@ def settle(model: models.Model, given: str | None) -> models.Model:
     ValueError: if texts are given and the model reads none, or the other way round, or a file is
       not of this form.
   """
-  reads = bool(model.config.get('network', {}).get('settings', {}).get('context_dim'))
+  reads = parts.context_width(model.config)
   if given is None:
     if reads:
       raise ValueError(f'{_FIELD}: must be given for {model.name}, which reads texts, got none; '

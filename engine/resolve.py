@@ -213,13 +213,6 @@ def _numbers(option, value):
                      "as '80,5,0.5,0'") from None
 
 
-def check_positive(field: str, value: float) -> None:
-  """Raises ValueError unless a field is a finite number above 0."""
-  if not 0 < value < float('inf'):
-    raise ValueError(f'config.{field}: must be a number above 0, got {value}; configs/default.py '
-                     'has the usual one')
-
-
 def _within(name, value, least, most):
   if not checks.is_integer(value) or not least <= value <= most:
     raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '

@@ -30,8 +30,6 @@ EPSILON = 1e-6
 LOG_VARIANCE = -30.0, 20.0
 """Range of the logarithm of the variance of a latent."""
 
-_MOST_TOKENS = 2048  # Whose logits to each other layers.attend holds at once.
-
 _TYPES = {'kind': 'one of ' + ' and '.join(KINDS), 'n_embed': 'an integer of 0 or more',
           'channel_mult': 'a list of one or more numbers above 0',
           'attn_levels': 'a list of integers of 0 or more'}  # Others: integers of 1 or more.
@@ -361,7 +359,7 @@ def decode_bytes(module: Autoencoder, latent_shape: Sequence[int]) -> int:
     # A level starts with the channels of the coarser one.
     largest = max(largest, 5 * pixels * max(channels[level:level + 2]))
     if level in (*module.attn_levels, len(channels) - 1):
-      logits = min(pixels, _MOST_TOKENS)**2
+      logits = min(pixels, layers.MOST_TOKENS)**2
       largest = max(largest, 2 * logits + 8 * pixels * own)
     pixels *= 4
   return 4 * largest

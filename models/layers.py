@@ -14,7 +14,7 @@ from jax import lax
 
 Initializer = Callable[..., jax.Array]
 
-_MOST_TOKENS = 2048  # That attend to each other at once.
+MOST_TOKENS = 2048  # That attend to each other at once.
 _FEW_LOGITS = 2**20  # Of an image and head, where the queries come a few at a time: 4 MiB.
 
 
@@ -219,7 +219,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     weights = nn.softmax(logits.astype(_wide(logits.dtype))).astype(value.dtype)
     return jnp.einsum('bhqk,bkhc->bqhc', weights, value)
   queries, keys = query.shape[1], key.shape[1]
-  if queries * keys <= _MOST_TOKENS**2:
+  if queries * keys <= MOST_TOKENS**2:
     return answer(query)
   answers = lax.map(jax.checkpoint(lambda one: answer(one[:, None])[:, 0]),
                     jnp.moveaxis(query, 1, 0), batch_size=max(_FEW_LOGITS // keys, 1))

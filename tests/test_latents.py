@@ -79,7 +79,7 @@ def test_a_model_without_texts_samples_in_latents_too(folder):
 def test_slices_are_decoded_as_the_whole(folder):
   model = models.load(folder / 'sd')
   z = np.random.default_rng(0).standard_normal((5, *model.image_shape)).astype(np.float32)
-  whole, sliced = (latents.decoder(model, memory)(z) for memory in (1.0, 1e-9))
+  whole, sliced = (latents.decoder(model, memory, 4)(z) for memory in (1.0, 1e-9))
   assert whole.shape == (5, *model.picture_shape) == (5, 16, 16, 3)
   np.testing.assert_allclose(whole, sliced, atol=1e-5)  # Sums of another order; values are of 1.
   np.testing.assert_allclose(whole, model.first_stage.decode(z), atol=1e-5)
@@ -125,7 +125,8 @@ def test_a_predictor_is_trained_under_guidance(folder):
     ({'model__prompts': 'none.txt'}, 'must be a text file with one prompt per line'),
     ({'labels': '2'}, 'labels: classes must be from 0 to 1, got 2'),
     ({'limit': 'clip'}, "config.limit: must be none for .* whose samples are latents, got 'clip'"),
-    ({'output__decode_memory': 0.0}, 'output.decode_memory: must be a number above 0, got 0'),
+    ({'output__decode_memory': 0.0},
+     'config.output: decode_memory must be a finite number above 0, got 0'),
     ({'input__images': 'gaussian_digits'}, 'config.input.images: must be None for '),
 ])
 def test_bad_input(folder, tmp_path, fields, message):
