@@ -5,7 +5,6 @@ Safetensors or PyTorch's files are read, whichever there are, by the reader of a
 """
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from convert import adm, arguments, autoencoder, containers, ldm, plain, text
-from models import parts
+from models import parts, tokens
 
 INDEX = 'model_index.json'
 """The file that a folder of this kind has."""
@@ -85,8 +84,9 @@ def read(path: str | os.PathLike) -> Folder:
   """
   folder = pathlib.Path(path)
   names = files(folder)
-  configs = {part: _json(folder / name) for part, name in _CONFIGS.items()}
-  _check_classes(_json(folder / INDEX))
+  configs = {part: tokens.read_object(folder / name, 'convert')
+             for part, name in _CONFIGS.items()}
+  _check_classes(tokens.read_object(folder / INDEX, 'convert'))
   tensors, hashes = {}, {}
   for part in _WEIGHTS:
     name = next(name for name in names
@@ -278,17 +278,6 @@ def _tensors(path, data):
     raise ValueError(f'convert: {path} must hold a dict of tensors, got {plain.describe(data)} '
                      'with something else; download it again')
   return data
-
-
-def _json(path):
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'convert: {path} must be JSON, got {error}; download it again') from None
-  if not isinstance(content, dict):
-    raise ValueError(f'convert: {path} must be a JSON object, got a {type(content).__name__}; '
-                     'download it again')
-  return content
 
 
 def _digest(folder, names, known):

@@ -98,7 +98,9 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
   model = resolve.model(config.model, conditioned=True, latent=True)
-  _check_latent(config, model)
+  checks.check_positive('config.output', 'decode_memory', config.output.decode_memory,
+                        '2 GiB is usual')
+  resolve.check_latent(config, model)
   if predictor:
     predictors.check(predictor, model)
     sigmas, schedule = predictor.sigmas, predictor.config['schedule']
@@ -146,20 +148,6 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               seeds_from=config.seeds_from, labels=labels, batch_size=batch_size,
               uint8_rule=config.output.uint8_rule, decode_memory=config.output.decode_memory,
               results=results)
-
-
-def _check_latent(config, model):
-  """Raises ValueError if a field is given that has no meaning for latents."""
-  checks.check_positive('config.output', 'decode_memory', config.output.decode_memory,
-                        '2 GiB is usual')
-  if model.first_stage is None:
-    return
-  for field, value, usual in (('limit', config.limit, 'none'),
-                              ('condition.task', config.condition.task, None),
-                              ('input.images', config.input.images, None)):
-    if value != usual:
-      raise ValueError(f'config.{field}: must be {usual} for {model.name}, whose samples are '
-                       f'latents, got {value!r}; take a model in pixel space')
 
 
 def _told(model, points):

@@ -213,6 +213,18 @@ def _numbers(option, value):
                      "as '80,5,0.5,0'") from None
 
 
+def check_latent(config: ml_collections.ConfigDict, model: models.Model) -> None:
+  """Raises ValueError if a field is given that has no meaning for the latents of a model."""
+  if model.first_stage is None:
+    return
+  for field, value, usual in (('limit', config.limit, 'none'),
+                              ('condition.task', config.condition.task, None),
+                              ('input.images', config.input.images, None)):
+    if value != usual:
+      raise ValueError(f'config.{field}: must be {usual} for {model.name}, whose samples are '
+                       f'latents, got {value!r}; take a model in pixel space')
+
+
 def _within(name, value, least, most):
   if not checks.is_integer(value) or not least <= value <= most:
     raise ValueError(f'config.{name}: must be an integer from {least} to {most}, got {value}; '

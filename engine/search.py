@@ -99,6 +99,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   _refuse(config)
   _check_group(own, batch_size)
   model = resolve.model(config.model, latent=True)
+  resolve.check_latent(config, model)
   sigmas, schedule = resolve.sigmas(config.schedule.name, {
       **given['schedule'], 'num_steps': own.teacher_steps}, model)
   sigmas = checks.distinct('config.schedule', sigmas)

@@ -83,6 +83,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str | None) -> Plan:
   resolve.check_names(config)
   resolve.refuse(config, 'train_amed', guided=True)
   model = resolve.model(config.model, latent=True)
+  resolve.check_latent(config, model)
   sigmas, schedule = _grid(config, given['schedule'], model)
   named = {'name': learn.design, 'settings': _settings(learn, model)}
   design = predictors.design(named, sigmas)

@@ -16,6 +16,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -282,7 +283,7 @@ def _vocabulary(pairs):
 
 def _read_folder(folder):
   """(vocab, merges, id to fill up with or None) of transformers' files."""
-  vocab = _read_json(folder / 'vocab.json')
+  vocab = read_object(folder / 'vocab.json')
   if vocab is None:
     raise ValueError('tokens: vocabulary must be a folder with vocab.json and merges.txt, or '
                      f"OpenAI's bpe_simple_vocab_16e6.txt.gz, got {folder} without vocab.json; "
@@ -291,23 +292,31 @@ def _read_folder(folder):
     raise ValueError(f'tokens: {folder / "vocab.json"} must give an id for each token, got others; '
                      'download it again')
   for name in ('special_tokens_map.json', 'tokenizer_config.json'):
-    pad = (_read_json(folder / name) or {}).get('pad_token')
+    pad = (read_object(folder / name) or {}).get('pad_token')
     pad = pad.get('content') if isinstance(pad, dict) else pad
     if isinstance(pad, str) and pad in vocab:
       return vocab, _read_merges(folder / 'merges.txt'), vocab[pad]
   return vocab, _read_merges(folder / 'merges.txt'), None
 
 
-def _read_json(path):
-  """The object in a file, None if there is no file."""
+def read_object(path: pathlib.Path, who: str = 'tokens') -> dict[str, Any] | None:
+  """Returns the object in a JSON file, None if there is no file.
+
+  Args:
+    path: of the file.
+    who: asks, for the error.
+
+  Raises:
+    ValueError: if it holds something else.
+  """
   if not path.is_file():
     return None
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'tokens: {path} must be JSON, got {error}; download it again') from None
+    raise ValueError(f'{who}: {path} must be JSON, got {error}; download it again') from None
   if not isinstance(content, dict):
-    raise ValueError(f'tokens: {path} must be a JSON object, got a {type(content).__name__}; '
+    raise ValueError(f'{who}: {path} must be a JSON object, got a {type(content).__name__}; '
                      'download it again')
   return content
 

@@ -135,6 +135,12 @@ def test_bad_input(folder, tmp_path, fields, message):
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize('job', [train_amed, search])
+def test_latents_are_not_limited_in_training_and_search_either(folder, tmp_path, job):
+  with pytest.raises(ValueError, match='config.limit: must be none for .* are latents, got .clip'):
+    job.plan(configured(folder, limit='clip', labels='balanced'), str(tmp_path / 'out'))
+
+
 def test_models_without_texts_and_other_jobs_refuse(folder, tmp_path):
   config = default.get_config()
   config.model.prompts = 'a cat'
