@@ -12,6 +12,7 @@ def test_a_small_report(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(learned, 'SEEDS', '0-7')
   monkeypatch.setattr(learned, 'MANY', '0-15')
   monkeypatch.setattr(learned, '_REFERENCE', 0.1)
+  monkeypatch.setattr(learned.devices, 'use_cores', lambda: None)  # Too late in this process.
   monkeypatch.setattr('sys.argv', ['learned', '--only', 'iPNDM,UniPC', '--nfe', '3'])
   monkeypatch.setattr(learned, 'ENTRIES', {
       name: make for name, make in learned.ENTRIES.items() if name != 'AMED-Plugin on iPNDM'

@@ -234,7 +234,7 @@ def test_attention_over_many_pixels_is_the_same_a_few_queries_at_a_time(x64, mon
       return (layers.attend(*qkv)**2).sum()
     return quickly(jax.value_and_grad(loss, (0, 1, 2)))(*qkv)
   at_once = answers()
-  monkeypatch.setattr(layers, '_MOST_TOKENS', 10)
+  monkeypatch.setattr(layers, 'MOST_TOKENS', 10)
   monkeypatch.setattr(layers, '_FEW_LOGITS', 400)  # Eight at a time, and two that are left.
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), answers(),
                at_once)
