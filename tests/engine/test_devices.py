@@ -24,7 +24,8 @@ def runs(tmp_path_factory):
   folder, started = tmp_path_factory.mktemp('devices'), []
   for count in (1, 2, 8):
     environment = {**os.environ, 'PYTHONPATH': str(ROOT),
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
+                   'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') +
+                                f' --xla_force_host_platform_device_count={count}'}
     started.append(subprocess.Popen(
         [sys.executable, '-W', 'error', '-m', 'tests.engine.sampling', folder / 'out',
          folder / f'{count}.npz'], cwd=ROOT, env=environment))
