@@ -120,7 +120,7 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
     assert files <= {path.name for path in (tmp_path / 'out' / folder).iterdir()}
 
 
-@pytest.mark.parametrize('flags, message', [
+BAD = [
     (['--mode=generat'],
      "unknown --mode 'generat'; did you mean generate? known: analyze, compare, convert, distill, "
      'evaluate, generate, invert, likelihood, search, train, train_amed'),
@@ -138,14 +138,48 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
      'variant must be one of uncond-vp, '),
     (['word'], "takes flags only, got 'word'; a flag starts with --"),
     (['--workdir=file'], 'workdir: must be a folder, got the file file; choose another'),
-])
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, flags, message):
-  (tmp_path / 'file').write_text('no config')
-  result = run_main(tmp_path, *flags)
-  assert result.returncode == 2 and result.stdout == ''
-  line, = result.stderr.splitlines()
-  assert line.startswith(f'main.py: {message}')
-  assert [path.name for path in tmp_path.iterdir()] == ['file']
+]
+
+# One process imports all that is slow, and one that it forks runs main.py, for each folder that
+# has arguments. A program is compiled by none of them, so no thread is lost with the fork.
+FORKED = '''
+import json, os, pathlib, runpy, sys
+import engine.commandline, engine.generate
+for arguments in sorted(pathlib.Path('.').glob('*/argv.json')):
+  if not os.fork():
+    os.chdir(arguments.parent)
+    sys.argv = json.loads(pathlib.Path('argv.json').read_text())
+    for name, descriptor in (('stdout', 1), ('stderr', 2)):
+      os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), descriptor)
+    runpy.run_path(sys.argv[0], run_name='__main__')
+    os._exit(0)
+  code = os.waitstatus_to_exitcode(os.wait()[1])
+  (arguments.parent / 'code').write_text(str(code))
+'''
+
+
+@pytest.fixture(scope='module')
+def refused(tmp_path_factory):
+  """A folder for every case of BAD in which main.py ran, with what it said."""
+  top = tmp_path_factory.mktemp('refused')
+  for index, (flags, _) in enumerate(BAD):
+    folder = top / f'{index:02}'
+    folder.mkdir()
+    (folder / 'file').write_text('no config')
+    (folder / 'argv.json').write_text(json.dumps([str(ROOT / 'main.py'), *flags]))
+  subprocess.run([sys.executable, '-c', FORKED], cwd=top, check=True, timeout=120,
+                 env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  return top
+
+
+@pytest.mark.parametrize('index', range(len(BAD)), ids=lambda index: BAD[index][0][0])
+def test_bad_input_is_one_line_and_leaves_nothing(refused, index):
+  folder = refused / f'{index:02}'
+  assert (folder / 'code').read_text() == '2' and (folder / 'stdout').read_text() == ''
+  line, = (folder / 'stderr').read_text().splitlines()
+  assert line.startswith(f'main.py: {BAD[index][1]}')
+  assert {path.name for path in folder.iterdir()} == {'file', 'argv.json', 'code', 'stdout',
+                                                      'stderr'}
 
 
 def test_a_second_run_goes_on_or_is_refused(tmp_path):
