@@ -1,5 +1,6 @@
 """Latent diffusion from published containers to pictures, learned solvers and grids, end to end."""
 
+import functools
 import json
 import lzma
 import shutil
@@ -19,6 +20,14 @@ from tests.test_main import run_main
 LDM = reference.GOLDEN / 'ldm'
 CASES = {case['id']: case for case in json.loads((LDM / 'manifest.json').read_text())['cases']}
 PROMPTS = 'a red ball|two cats'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def loaded_once():
+  """Loads a model of a folder once, not for every plan."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(models, 'load', functools.cache(models.load))
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -27,7 +27,7 @@ def start(folder, output):
 
 def finish(process):
   """Waits for a run that nobody kills."""
-  out, error = process.communicate(timeout=120)
+  out, error = process.communicate(timeout=300)
   assert (process.returncode, error) == (0, '')
   return out
 

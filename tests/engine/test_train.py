@@ -49,9 +49,9 @@ class Layer(nn.Module):
     return nn.Dropout(0.1, deterministic=not train)(x), None
 
 
-def one_layer(folder, **fields):
+def one_layer(folder, config=None, **fields):
   """A plan as `tiny` that trains one layer."""
-  plan = tiny(folder, **fields)
+  plan = tiny(folder, config, **fields)
   evaluate = networks.denoiser(Layer(), networks.preconditioning('edm', {'sigma_data': 0.5}))
   return dataclasses.replace(plan, network=Layer(), loss=losses.denoising(evaluate, 0.5))
 
@@ -170,9 +170,9 @@ def test_interrupted_runs_end_with_the_same_parameters(tmp_path):
 
 
 def test_model_of_an_inner_range_and_classifier_are_what_they_say(tmp_path):
-  train.run(tiny(tmp_path / 'early', digits_early.get_config(), steps=3, held_out=0))
-  early = models.load(tmp_path / 'early' / 'model')
-  assert (early.sigma_min, early.sigma_max, early.num_classes) == (0.002, 1.0, 10)
+  train.run(one_layer(tmp_path / 'early', digits_early.get_config(), steps=3, held_out=0))
+  early = result(tmp_path / 'early')
+  assert (early['sigma_min'], early['sigma_max'], early['num_classes']) == (0.002, 1.0, 10)
   line = json.loads((tmp_path / 'early' / 'metrics.jsonl').read_text())
   assert 'held_out_loss' not in line
   fields = TINY | {'steps': 3}
@@ -188,9 +188,9 @@ def test_model_of_an_inner_range_and_classifier_are_what_they_say(tmp_path):
 def test_own_data_without_classes(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), np.uint8)
   np.savez(tmp_path / 'mine.npz', arr_0=images)
-  train.run(tiny(tmp_path / 'out', data=str(tmp_path / 'mine.npz'), held_out=5, steps=3))
-  model = models.load(tmp_path / 'out' / 'model')
-  assert model.image_shape == (4, 4, 1) and model.num_classes == 0
+  train.run(one_layer(tmp_path / 'out', data=str(tmp_path / 'mine.npz'), held_out=5, steps=3))
+  model = result(tmp_path / 'out')
+  assert model['image_shape'] == [4, 4, 1] and model['num_classes'] == 0
   np.savez(tmp_path / 'mine.npz', arr_0=images[:9])
   with pytest.raises(ValueError, match='workdir: must be empty .* with data_sha256'):
     tiny(tmp_path / 'out', data=str(tmp_path / 'mine.npz'), held_out=5, steps=3)
@@ -251,7 +251,7 @@ def test_killed_run_of_main_goes_on(tmp_path):
              *(f'--config.train.{name}={value}' for name, value in fields.items())]
   process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-  checkpoint, deadline = tmp_path / 'killed' / 'checkpoints' / '20', time.monotonic() + 100
+  checkpoint, deadline = tmp_path / 'killed' / 'checkpoints' / '20', time.monotonic() + 300
   while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
@@ -259,9 +259,11 @@ def test_killed_run_of_main_goes_on(tmp_path):
   assert checkpoint.exists() and not (tmp_path / 'killed' / 'model').exists()
   def run(*flags):
     return subprocess.run([sys.executable, MAIN, *flags], cwd=tmp_path, env=environment,
-                          capture_output=True, text=True, timeout=100, check=True)
+                          capture_output=True, text=True, timeout=300, check=True)
   again = run(*command[2:])
   assert again.stdout.startswith('denoiser in killed/model: 60 steps, loss ')
   assert again.stderr == ''
   train.run(tiny(tmp_path / 'whole', **{**fields, 'checkpoint_every': 60}))
   assert result(tmp_path / 'killed') == result(tmp_path / 'whole')
+  model = models.load(tmp_path / 'killed' / 'model')
+  assert (model.sigma_min, model.sigma_max, model.num_classes) == (0.002, 80.0, 10)
