@@ -58,6 +58,12 @@ def sampler(denoise):
   return lambda table, x: run(samplers.pad(table, *SHAPE), x=x)
 
 
+def as_users_do(function):
+  """jit by the generator of code that conftest.py does without, for what holds to the last bit."""
+  options = {'xla_cpu_use_fusion_emitters': True} if jax.__version_info__ < (0, 11) else None
+  return jax.jit(function, compiler_options=options)
+
+
 def linear_map(table):
   """The sampler as a matrix, without a network.
 

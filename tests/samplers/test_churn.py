@@ -221,7 +221,7 @@ def test_padding_changes_nothing_bit_for_bit(name):
   x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 2, 1)) * 20)
   keys = jax.random.split(jax.random.key(3), 2)
 
-  @jax.jit
+  @reference.as_users_do
   def run(table, keys):
     return samplers.run(table, DATA, x, draw=noise_lib.by_row(keys))
 
