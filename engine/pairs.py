@@ -95,15 +95,11 @@ def read_prompts(path: str, tokenizer: str, count: int, context: int) -> np.ndar
     OSError: if the vocabulary cannot be read.
     ValueError: if the file cannot be read, has another number of lines, or an empty one.
   """
-  def wrong(got):
-    return ValueError(f'config.evaluate.prompts: must be a text file with a line for each of '
-                      f'{count} images, got {got}; write one prompt per line, in their order')
   lines = prompts.read_lines('config.evaluate.prompts', path)
   if len(lines) != count:
-    raise wrong(f'{len(lines)} lines in {path}')
-  empty = next((i for i, line in enumerate(lines) if not line.strip()), None)
-  if empty is not None:
-    raise wrong(f'nothing in line {empty + 1} of {path}')
+    raise ValueError(f'config.evaluate.prompts: must be a text file with a line for each of '
+                     f'{count} images, got {len(lines)} lines in {path}; write one prompt per '
+                     'line, in their order')
   return tokens.Tokenizer.load(tokenizer).encode(lines, context)
 
 

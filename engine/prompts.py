@@ -37,7 +37,7 @@ def settle(model: models.Model, given: str | None) -> models.Model:
                      f'{given!r}; config.labels chooses among classes')
   if given.endswith('.npz'):
     return model.with_features(*_features(given))
-  return model.with_prompts(_lines(given) if given.endswith('.txt') else _texts(given))
+  return model.with_prompts(read_lines(_FIELD, given) if given.endswith('.txt') else _texts(given))
 
 
 def read_lines(field: str, path: str) -> list[str]:
@@ -48,7 +48,7 @@ def read_lines(field: str, path: str) -> list[str]:
     path: of the file, UTF-8.
 
   Raises:
-    ValueError: if it cannot be read.
+    ValueError: if it cannot be read, or a line is empty.
   """
   try:
     text = pathlib.Path(path).read_bytes().decode()
@@ -56,16 +56,11 @@ def read_lines(field: str, path: str) -> list[str]:
     raise ValueError(f'{field}: must be a text file with one prompt per line, got {path!r} '
                      f'({getattr(error, "strerror", None) or "no UTF-8"}); write one') from None
   # Only these end lines: str.splitlines takes more for an end, which prompts may hold.
-  return [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
-
-
-def _lines(path):
-  lines = read_lines(_FIELD, path)
+  lines = [line.removesuffix('\r') for line in text.removesuffix('\n').split('\n')]
   empty = next((i for i, line in enumerate(lines) if not line.strip()), None)
   if empty is not None:
-    raise ValueError(f'{_FIELD}: must have a prompt in each line, got nothing in line {empty + 1} '
-                     f'of {path}; the empty text is what guidance leads away from, and always '
-                     'there')
+    raise ValueError(f'{field}: must have a prompt in each line, got nothing in line {empty + 1} '
+                     f'of {path}; write one')
   return lines
 
 

@@ -5,7 +5,6 @@ checkpoints of latent diffusion and Stable Diffusion. Convolutions and one atten
 any size of image that halves often enough will do, whatever the size in training.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from models import layers
+from models import layers, settings as settings_lib
 from samplers import checks
 
 KINDS = 'kl', 'vq'
@@ -212,24 +211,12 @@ def build(settings: Mapping[str, Any]) -> Autoencoder:
     ValueError: if a setting is unknown, missing or out of range, or the channels of a level do not
       divide into groups.
   """
-  fields = {field.name: field for field in dataclasses.fields(Autoencoder)
-            if field.name not in ('parent', 'name')}
-  for setting in settings:
-    if setting not in fields:
-      raise ValueError(f'autoencoder: {checks.unknown("setting", setting, fields)}')
-  missing = [field.name for field in fields.values()
-             if field.default is dataclasses.MISSING and field.name not in settings]
-  if missing:
-    raise ValueError(f'autoencoder: settings {", ".join(missing)} must be given, got none; add '
-                     'them')
-  values = {setting: tuple(value) if isinstance(value, list) else value
-            for setting, value in settings.items()}
-  for setting, value in values.items():
+  def check(setting, value, _):
     if not _is_good(setting, value):
       rule = _TYPES.get(setting, 'an integer of 1 or more')
       raise ValueError(f'autoencoder: {setting} must be {rule}, got {str(value)[:80]!r}; see the '
                        'attributes of Autoencoder')
-  module = Autoencoder(**values)
+  module = Autoencoder(**settings_lib.read('autoencoder', Autoencoder, settings, check))
   if bool(module.n_embed) != (module.kind == 'vq'):
     raise ValueError('autoencoder: n_embed must be the size of the codebook for vq and 0 for kl, '
                      f'got {module.n_embed} for {module.kind}; choose one of both')

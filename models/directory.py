@@ -32,6 +32,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from models import parts as parts_lib
+from samplers import checks
 
 FORMAT = 1
 """Version of the layout; a reader knows its own and all before."""
@@ -134,6 +135,30 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   if missing:
     raise ValueError(f'load: {path / "config.json"} must have all fields, got none for '
                      f'{", ".join(missing)}; make it again')
+  return config
+
+
+def read_kind(directory: str | os.PathLike, kind: str, dtype: str) -> dict[str, Any]:
+  """Reads config.json of a directory that has to be of one kind.
+
+  Args:
+    directory: a model directory.
+    kind: that it must be of.
+    dtype: that its parameters will be asked for in, one of DTYPES.
+
+  Returns:
+    As `read_config`.
+
+  Raises:
+    ValueError: as `read_config`, and if it is of another kind, or the dtype is unknown.
+  """
+  checks.check_choice('load', 'dtype', dtype, DTYPES)
+  config = read_config(directory)
+  if config['kind'] != kind:
+    article = 'an' if kind[0] in 'aeiou' else 'a'
+    told = {'features': 'a network of features'}.get(kind, f'{article} {kind}')
+    raise ValueError(f'load: model must be {told}, got the {config["kind"]} {directory}; choose '
+                     'another, or make one by --mode=train or --mode=convert')
   return config
 
 

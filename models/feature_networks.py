@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from models import clip, directory as directory_lib, inception, lpips
+from models import clip, directory as directory_lib, inception, lpips, settings as settings_lib
 from samplers import checks
 
 FEATURE_NETWORKS = MappingProxyType({
@@ -56,11 +56,7 @@ def load_features(directory: str | os.PathLike, dtype: str = 'float32') -> Featu
     ValueError: if there is no such directory, or it is incomplete, damaged, of a newer format, or
       holds another kind of model.
   """
-  checks.check_choice('load', 'dtype', dtype, directory_lib.DTYPES)
-  config = directory_lib.read_config(directory)
-  if config['kind'] != 'features':
-    raise ValueError(f'load: model must be a network of features, got the {config["kind"]} '
-                     f'{directory}; --mode=convert makes one of a published Inception')
+  config = directory_lib.read_kind(directory, 'features', dtype)
   match config['network']:
     case {'name': str(name), 'settings': dict(settings), **rest} if not rest:
       module = build(name, settings)
@@ -85,23 +81,13 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
     ValueError: if the name or a setting is unknown, or a setting is missing or of another type.
   """
   kind = checks.lookup('network of features', name, FEATURE_NETWORKS)
-  fields = {field.name: field for field in dataclasses.fields(kind)
-            if field.name not in ('parent', 'name')}
-  for setting, value in settings.items():
-    if setting not in fields:
-      raise ValueError(f'{name}: {checks.unknown("setting", setting, fields)}')
-    known = fields[setting].type
+  def check(setting, value, known):
     whole = checks.is_integer(value) and value >= 0
     if (known is int and not whole) or (known in (bool, str) and not isinstance(value, known)):
       rule = 'an integer of 0 or more' if known is int else f'a {known.__name__}'
       raise ValueError(f'{name}: {setting} must be {rule}, got {str(value)[:80]!r}; see the '
                        f'attributes of {kind.__name__}')
-  missing = [field.name for field in fields.values()
-             if field.default is dataclasses.MISSING and field.name not in settings]
-  if missing:
-    raise ValueError(f'{name}: settings {", ".join(missing)} must be given, got none; add them')
-  return kind(**{setting: tuple(value) if isinstance(value, list) else value
-                 for setting, value in settings.items()})
+  return kind(**settings_lib.read(name, kind, settings, check))
 
 
 def example(module: nn.Module) -> tuple[np.ndarray, ...]:

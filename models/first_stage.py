@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from models import autoencoder, directory as directory_lib, parts
-from samplers import checks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,11 +69,7 @@ def load_first_stage(directory: str | os.PathLike, dtype: str = 'float32') -> Fi
     ValueError: if there is no such directory, or it is incomplete, damaged, of a newer format, or
       holds another kind of model.
   """
-  checks.check_choice('load', 'dtype', dtype, directory_lib.DTYPES)
-  config = directory_lib.read_config(directory)
-  if config['kind'] != 'autoencoder':
-    raise ValueError(f'load: model must be an autoencoder, got the {config["kind"]} {directory}; '
-                     'choose another')
+  config = directory_lib.read_kind(directory, 'autoencoder', dtype)
   module = parts.first_stage('load', config)
   params = directory_lib.read_params(directory, autoencoder.shapes(module), config['sha256'], dtype)
   decode, encode = functions(module, float(config['scale_factor']))

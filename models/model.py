@@ -274,10 +274,7 @@ def _find(directory, bundled, loader, dtype):
 
 
 def _load(directory, kind, container, functions, name, dtype):
-  config = directory_lib.read_config(directory)
-  if config['kind'] != kind:
-    raise ValueError(f'load: model must be a {kind}, got the {config["kind"]} {directory}; choose '
-                     'another')
+  config = directory_lib.read_kind(directory, kind, dtype)
   network = networks.build(**config['network'])
   preconditioning = networks.preconditioning(**config['preconditioning'])
   shape = tuple(config['image_shape'])

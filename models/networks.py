@@ -1,6 +1,5 @@
 """Networks by name: from the settings of a model directory to pure functions."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,7 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import adm_unet, classifier as classifier_lib, denoisers, edm_unet
+from models import (
+  adm_unet,
+  classifier as classifier_lib,
+  denoisers,
+  edm_unet,
+  settings as settings_lib,
+)
 from samplers import checks
 
 Preconditioning = Callable[[jax.Array], denoisers.Coefficients]
@@ -46,19 +51,7 @@ def build(name: str, settings: Mapping[str, Any]) -> nn.Module:
       is a context that nothing reads, or classes beside it.
   """
   module = checks.lookup('network', name, NETWORKS)
-  fields = {field.name: field for field in dataclasses.fields(module)
-            if field.name not in ('parent', 'name')}
-  for setting in settings:
-    if setting not in fields:
-      raise ValueError(f'{name}: {checks.unknown("setting", setting, fields)}')
-  for field in fields.values():
-    if field.default is dataclasses.MISSING and field.name not in settings:
-      raise ValueError(f'{name}: setting {field.name} must be given, got none; add it')
-  values = {setting: tuple(value) if isinstance(value, list) else value
-            for setting, value in settings.items()}
-  for setting, value in values.items():
-    _check(name, setting, value, fields[setting].type)
-  network = module(**values)
+  network = module(**settings_lib.read(name, module, settings, functools.partial(_check, name)))
   for mult in network.channel_mult:
     _check_channels(name, network, mult)
   side, factor = getattr(network, 'img_resolution', 0), 2**(len(network.channel_mult) - 1)

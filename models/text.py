@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import clip, directory as directory_lib, parts, tokens
+from models import clip, directory as directory_lib, parts, settings as settings_lib, tokens
 from samplers import checks
 
 
@@ -76,11 +76,7 @@ def load_text_encoder(directory: str | os.PathLike, dtype: str = 'float32') -> T
       holds another kind of model, or the vocabulary that follows from the merges has another size
       than the network's.
   """
-  checks.check_choice('load', 'dtype', dtype, directory_lib.DTYPES)
-  config = directory_lib.read_config(directory)
-  if config['kind'] != 'text_encoder':
-    raise ValueError(f'load: model must be a text_encoder, got the {config["kind"]} {directory}; '
-                     'choose another')
+  config = directory_lib.read_kind(directory, 'text_encoder', dtype)
   module = build(parts.settings('load', config, 'clip_text'))
   tokenizer = parts.tokenizer('load', config)
   params = directory_lib.read_params(directory, shapes(module), config['sha256'], dtype)
@@ -129,20 +125,12 @@ def build(settings: Mapping[str, Any]) -> clip.TextTower:
   Raises:
     ValueError: if a setting is unknown, missing or out of range.
   """
-  fields = {field.name: field for field in dataclasses.fields(clip.TextTower)
-            if field.name not in ('parent', 'name')}
-  for setting, value in settings.items():
-    if setting not in fields:
-      raise ValueError(f'clip_text: {checks.unknown("setting", setting, fields)}')
+  def check(setting, value, known):
     least = 0 if setting == 'eos_token_id' else 1
-    if fields[setting].type is int and (not checks.is_integer(value) or value < least):
+    if known is int and (not checks.is_integer(value) or value < least):
       raise ValueError(f'clip_text: {setting} must be an integer of {least} or more, got '
                        f'{repr(value)[:80]}; see the attributes of TextTower')
-  missing = [field.name for field in fields.values()
-             if field.default is dataclasses.MISSING and field.name not in settings]
-  if missing:
-    raise ValueError(f'clip_text: settings {", ".join(missing)} must be given, got none; add them')
-  module = clip.TextTower(**settings)
+  module = clip.TextTower(**settings_lib.read('clip_text', clip.TextTower, settings, check))
   checks.check_choice('clip_text', 'activation', module.activation, [*clip.ACTIVATIONS])
   if module.width % module.heads or module.context < 2:
     raise ValueError('clip_text: width must divide into its heads, and context hold start and end, '

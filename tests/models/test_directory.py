@@ -113,7 +113,7 @@ def test_a_missing_name_tells_the_bundled_ones():
     ({'network': {'name': 'song_unet', 'settings': {**SETTINGS, 'num_block': 1}}},
      "song_unet: unknown setting 'num_block'; did you mean num_blocks"),
     ({'network': {'name': 'song_unet', 'settings': {'img_resolution': 4}}},
-     'song_unet: setting out_channels must be given'),
+     'song_unet: settings out_channels must be given'),
     ({'network': {'name': 'song_unet', 'settings': {**SETTINGS, 'model_channels': 6}}},
      'channels of a level must be a multiple of 4'),
     ({'network': {'name': 'song_unet', 'settings': {**SETTINGS, 'model_channels': 8}}},
