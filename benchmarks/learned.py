@@ -122,11 +122,15 @@ def plugin(nfe: int) -> Iterator[Made]:
 
 
 def distilled(nfe: int) -> Iterator[Made]:
-  """The student of SFD-v, Euler with the first step free: one for 2 to 5 evaluations."""
-  if nfe > 5:
-    return
-  folder = OUT / 'sfd'
-  fields = {'distill.step_condition': True, 'distill.trajectories': STUDENT}
+  """The student of SFD-v: one for 2 to 5 evaluations."""
+  if nfe <= 5:
+    yield from student('sfd-v', nfe, {'distill.step_condition': True,
+                                      'distill.trajectories': STUDENT})
+
+
+def student(name: str, nfe: int, fields: dict[str, Any]) -> Iterator[Made]:
+  """A distilled network, which takes Euler steps, the first one free."""
+  folder = OUT / name
   print(distill.run(distill.plan(configured(fields), str(folder)), progress.choose(False)))
   source = json.loads((folder / 'model/config.json').read_text())['source']
   told = source['training']
@@ -159,6 +163,20 @@ ENTRIES: dict[str, Callable[[int], Iterator[Made]]] = {
     'both': learned('both', False, design='coefficients', learn_grid=True, **FEWEST),
     'SFD-v': distilled,
 }
+
+
+_TO_STUDENTS_END = {'schedule.sigma_min': 0.006}  # The last level that students know.
+STUDENTS: dict[str, tuple[int, Callable[[int], Iterator[Made]]]] = {
+    'the student': (2, lambda nfe: student('sfd', nfe, {})),
+    'Euler with AFS': (2, lambda nfe: iter([Made({
+        **_TO_STUDENTS_END, 'solver.name': 'euler', 'solver.afs': True,
+        'schedule.num_steps': nfe + 1})])),
+    'Euler': (8, lambda nfe: iter([Made({
+        **_TO_STUDENTS_END, 'solver.name': 'euler', 'schedule.num_steps': nfe})])),
+    'the teacher': (12, lambda nfe: iter([Made({
+        **_TO_STUDENTS_END, 'solver.max_order': 3, 'schedule.num_steps': nfe})])),
+}
+"""Name -> evaluations, and the sampler: the default of --mode=distill, and what it is beside."""
 
 
 class Judge(NamedTuple):
@@ -275,20 +293,24 @@ def main() -> None:
       if found is not None:
         rows.setdefault(name, {})[nfe] = found
         print(name, nfe, found, flush=True)
-  text = render(rows, budgets, judge)
+  students = {} if given.only else {
+      name: measured(judge, name, nfe, make) for name, (nfe, make) in STUDENTS.items()}
+  text = render(rows, budgets, judge, students)
   print(text)
   if given.write:
     _plot(rows, HERE / 'learned.png')
     write_section(TITLE, text)
 
 
-def render(rows: dict[str, dict[int, Any]], budgets: Sequence[int], judge: Judge) -> str:
+def render(rows: dict[str, dict[int, Any]], budgets: Sequence[int], judge: Judge,
+           students: dict[str, Any]) -> str:
   """Returns what was found as Markdown.
 
   Args:
     rows: name -> evaluations -> what `Judge.measure` returns.
     budgets: the columns.
     judge: of the rows.
+    students: name -> what `Judge.compare` returns, of STUDENTS.
   """
   def table(text):
     head = [f'| solver | {" | ".join(f"NFE {nfe}" for nfe in budgets)} |',
@@ -302,13 +324,23 @@ def render(rows: dict[str, dict[int, Any]], budgets: Sequence[int], judge: Judge
     text = f'{row[nfe]["rms"]:.3f}'
     return f'**{text}**' if row[nfe]['rms'] == best else text
 
+  def distance_to_data(found):
+    low, high = found['interval']
+    return f'{found["frechet"]:.3f} [{max(low, 0):.3f}, {high:.3f}]'
+
   def frechet(row, nfe):
-    low, high = row[nfe]['interval']
-    return f'{row[nfe]["frechet"]:.3f} [{max(low, 0):.3f}, {high:.3f}]'
+    return distance_to_data(row[nfe])
 
   def cost(row, nfe):
     made = row[nfe]['made']
     return f'{made.seconds:.0f} s, {made.evaluations / 1e3:.0f}k' if made.seconds else '0'
+  lines = [f'| {name} | {found["nfe"]} | {distance_to_data(found)} |'
+           for name, found in students.items()]
+  seconds = [found['made'].seconds for found in students.values() if found['made'].seconds]
+  distillation = '' if not lines else '\n'.join([
+      f'The default of `--mode=distill`, in {seconds[0]:.0f} s, beside samplers without training, '
+      'all down to', 'the same level of 0.006:', '', '| sampler | evaluations | FD-digits |',
+      '|---|---|---|', *lines, ''])
   return f'''`python -m benchmarks.learned --write` makes this section: it trains every solver on
 the bundled model, and samples the seeds {SEEDS}, which no training saw. Plain solvers are at the
 best of their grids: iPNDM of polynomial with rho 5, 7 and 9, the others also of time_uniform, from
@@ -332,12 +364,13 @@ thousands of evaluations of the network for one image.
 
 {table(cost)}
 
+{distillation}
 ![Distance to the reference solution](learned.png)
 '''
 
 
 def _plot(rows, path):
-  figure = figure_lib.Figure(figsize=(8, 5), layout='constrained')
+  figure = figure_lib.Figure(figsize=(8, 5.5), layout='constrained')
   axes = figure.subplots()
   for index, (name, row) in enumerate(rows.items()):
     axes.plot(list(row), [row[nfe]['rms'] for nfe in row], label=name,
@@ -346,7 +379,7 @@ def _plot(rows, path):
   axes.set(xlabel='evaluations of the network', yscale='log',
            ylabel='RMS distance to the reference solution')
   axes.grid(which='both', alpha=0.3)
-  axes.legend(fontsize='small', ncols=2)
+  figure.legend(fontsize='small', ncols=4, loc='outside lower center')
   figure.savefig(path, dpi=110)
 
 
