@@ -14,6 +14,7 @@ arXiv:2206.00364, Eq. 57 is the limit s_k = 0), and an oracle for whatever was t
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -156,7 +157,10 @@ def _log_joint(params, flat, sigma):
   means = _cast(params.means, flat).reshape(-1, flat.shape[1])
   variance = _cast(params.widths, flat)[None]**2 + sigma**2
   # Volumes relative to the widest component of the mixture: equal widths give an exact 0.
-  volume = jnp.log(variance / jnp.max(variance, axis=-1, keepdims=True)) * (flat.shape[1] / 2)
+  # What the widest changes is a constant of the sample; the derivative of a maximum is 0 / 0 where
+  # a compiler rounds its arguments a second time, and none equals it.
+  widest = jax.lax.stop_gradient(jnp.max(variance, axis=-1, keepdims=True))
+  volume = jnp.log(variance / widest) * (flat.shape[1] / 2)
   logits = jnp.log(_cast(params.weights, flat))[None] - volume
   logits = logits - _square_distance(flat, means) / (2 * variance)
   return jnp.broadcast_to(logits, (len(flat), len(means))), variance
@@ -173,14 +177,22 @@ def _square_distance(x, means):
   return jnp.sum((x[:, None] - means[None])**2, axis=-1)
 
 
-@_square_distance.defjvp
+@functools.partial(_square_distance.defjvp, symbolic_zeros=True)
 def _square_distance_jvp(primals, tangents):
-  """2 (x - mu) . (dx - dmu), as matrix products: a gradient holds nothing of batch x K x d."""
+  """2 (x - mu) . (dx - dmu), as matrix products: a gradient holds nothing of batch x K x d.
+
+  Parts that do not change take no product: of x with zeros, fused with its division by the
+  variance, XLA makes NaN on CPUs (JAX 0.10).
+  """
   (x, means), (dx, dmeans) = primals, tangents
   def product(a, b):
     return jnp.matmul(a, b.T, precision='highest')
-  own = jnp.sum(x * dx, axis=-1)[:, None] + jnp.sum(means * dmeans, axis=-1)[None]
-  return _square_distance(x, means), 2 * (own - product(dx, means) - product(x, dmeans))
+  change = jnp.zeros((len(x), len(means)), x.dtype)
+  if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
+    change += jnp.sum(x * dx, axis=-1)[:, None] - product(dx, means)
+  if not isinstance(dmeans, jax.custom_derivatives.SymbolicZero):
+    change += jnp.sum(means * dmeans, axis=-1)[None] - product(x, dmeans)
+  return _square_distance(x, means), 2 * change
 
 
 def _cast(values, x):
