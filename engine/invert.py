@@ -94,12 +94,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                      'file, a folder or a picture')
   model = resolve.model(config.model)
   sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
-  options = resolve.options(given['solver'])
-  name = config.solver.name
-  if name in samplers.LOOPS or np.any((down := samplers.make(name, sigmas, **options)).noise):
-    raise ValueError('config.solver: must be a table that draws no noise, to be inverted, got '
-                     f'{name} with {options or "its defaults"}; take euler, heun or dpmpp')
-  up = samplers.make(name, sigmas[sigmas > 0][::-1], **options)
+  options, name = resolve.options(given['solver']), config.solver.name
+  up, down = samplers.inversion.tables(name, sigmas, **options)
   pictures = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
   seeds = resolve.seeds(config.seeds, pictures)
   labels = resolve.labels(config, seeds, model.num_classes, pictures, model.image_shape)
@@ -193,7 +189,7 @@ def _program(apply: Callable[..., jax.Array], limit: str) -> Callable[[Any, Any]
   def invert(whole, share):
     (params, up, down, first), (x0, labels) = whole, share
     denoise = sampler.LIMITS[limit](lambda x, sigma: apply(params, x, sigma, labels))
-    latents = samplers.run(up, denoise, x0) / first
+    latents = samplers.inversion.encode(up, denoise, x0) / first
     decoded = samplers.run(down, denoise, first * latents)
     return latents, decoded, jnp.sqrt(jnp.mean(jnp.square(decoded - x0), axis=(1, 2, 3)))
   return devices.spread(invert)

@@ -1,22 +1,19 @@
 """Measures how likely a model finds images, in bits per dimension: `--mode=likelihood`.
 
-The variational bound of the chain that the solver ddpm runs down, one draw per step and image.
+By the density along the probability-flow ODE, or by the variational bound of the chain that the
+solver ddpm runs.
 """
 
 import dataclasses
-import functools
 import json
-import math
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 import models
-import samplers
 from engine import (
   batches,
   devices,
@@ -24,12 +21,16 @@ from engine import (
   generate,
   identity as identity_lib,
   inputs as inputs_lib,
-  plots,
+  likelihood_bound,
+  likelihood_method,
+  likelihood_ode,
   progress as progress_lib,
   resolve,
-  sampler,
-  seeds as seeds_lib,
 )
+from samplers import checks
+
+METHODS = 'ode', 'bound'
+"""Ways to measure, see configs/measuring.py."""
 
 _MANIFEST, _PARTS, _PLOT = 'likelihood.json', 'parts', 'likelihood.png'
 
@@ -42,12 +43,10 @@ class Plan:
     config: the fields that were given, plain values.
     model: the denoiser.
     identity: what decides the numbers, nested dicts of plain values.
-    sigmas: noise levels of the chain, np.float64 (n + 1,), the last 0.
-    coefficients: of the chain's steps.
-    learned: whether the network tells the variance.
-    limit: limit on the denoised image.
+    sigmas: noise levels as the schedule makes them, np.float64 (n + 1,), decreasing.
+    method: how the images are measured.
     pictures: what is measured.
-    seeds: numbers of the images, np.uint32 (n,); also seeds of the draws.
+    seeds: numbers of the images, np.uint32 (n,); also seeds of all that is drawn.
     labels: np.int32 (n,), below 0 without a class.
     batch_size: images per call, over all devices.
     folder: the workdir, which exists and can be written to.
@@ -57,9 +56,7 @@ class Plan:
   model: models.Model
   identity: dict[str, Any]
   sigmas: np.ndarray
-  coefficients: samplers.ddpm.Coefficients
-  learned: bool
-  limit: str
+  method: likelihood_method.Method
   pictures: inputs_lib.Pictures
   seeds: np.ndarray
   labels: np.ndarray
@@ -84,39 +81,34 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   config = resolve.read_none(config)
   given = resolve.given(config)
   batch_size = resolve.batch_size(config)
+  grid = resolve.grid(config.output.grid)
   resolve.check_names(config)
   resolve.refuse(config, 'likelihood')
+  name = config.likelihood.method or ('bound' if config.solver.name == 'ddpm' else 'ode')
+  checks.check_choice('config.likelihood', 'method', name, METHODS)
   if config.input.images is None:
     raise ValueError('config.input.images: must name the images to measure, got None; give a .npz '
                      'file, a folder or a picture')
-  options = resolve.options(given['solver'])
-  if config.solver.name != 'ddpm' or options.keys() - {'variance'}:
-    raise ValueError('config.solver: must be ddpm, with no option but variance, for the bound of '
-                     f'its chain, got {config.solver.name} {options or ""}; set '
-                     '--config.solver.name=ddpm')
-  variance = options.get('variance', samplers.options('ddpm')['variance'])
   model = resolve.model(config.model)
-  if variance == 'learned' and model.apply_variance is None:
-    raise ValueError("config.solver.variance: 'learned' must have a model that learned one, got "
-                     f"{model.name}; take 'fixed_small' or 'fixed_large'")
   sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
-  if sigmas[-1] > 0:
-    sigmas = np.append(sigmas, 0.0)  # The last step leads to the image.
-  coefficients = samplers.ddpm.coefficients(sigmas, variance)
   pictures = inputs_lib.load('config.input.images', config.input.images, model.image_shape)
   seeds = resolve.seeds(config.seeds, pictures)
   labels = resolve.labels(config, seeds, model.num_classes, pictures, model.image_shape)
+  if name == 'bound':
+    method = likelihood_bound.plan(config, given, model, sigmas, schedule)
+  else:
+    method = likelihood_ode.plan(config, model, sigmas, schedule, pictures, seeds, grid)
   identity = {'mode': 'likelihood',
-              'config': {'schedule': schedule, 'solver': {'name': 'ddpm', 'variance': variance},
-                         'limit': config.limit, 'labels': str(config.labels),
+              'config': {**method.identity, 'limit': config.limit, 'labels': str(config.labels),
                          'seeds_from': config.seeds_from},
               'model': model.identity,
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
   identity_lib.check(pathlib.Path(workdir), identity)
   folder = files.check_folder(workdir)
-  return Plan(config=given, model=model, identity=identity, sigmas=sigmas,
-              coefficients=coefficients, learned=variance == 'learned', limit=config.limit,
-              pictures=pictures, seeds=seeds, labels=labels, batch_size=batch_size, folder=folder)
+  own = {field: value for field, value in config.likelihood.items() if value is not None}
+  return Plan(config={**given, 'likelihood': own}, model=model, identity=identity, sigmas=sigmas,
+              method=method, pictures=pictures, seeds=seeds, labels=labels, batch_size=batch_size,
+              folder=folder)
 
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
@@ -130,7 +122,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     One line for the user.
 
   Raises:
-    FloatingPointError: if a number is not finite.
+    FloatingPointError: if a number is not finite, or an image took too many steps.
     OSError: if a file cannot be written.
   """
   started = time.perf_counter()
@@ -138,9 +130,9 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   for folder in (plan.folder, parts):
     files.remove_partial(folder)
   identity_lib.claim(plan.folder, plan.identity)
-  earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'total'))
+  earlier = identity_lib.read_result(plan.folder / _MANIFEST, ('seeds', 'told'))
   if earlier and earlier['seeds'] == plan.seeds.tolist():
-    return f'nothing to do: {_say(plan, earlier["total"])}'
+    return f'nothing to do: {earlier["told"]}; see {_MANIFEST} and {_PLOT} in {plan.folder}'
   parts.mkdir(exist_ok=True)
   found = _read(parts)
   missing = np.array([i for i, seed in enumerate(plan.seeds.tolist()) if seed not in found],
@@ -150,78 +142,45 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     seconds = _measure(plan, missing, parts, progress)
     found = _read(parts)
   measured = [found[seed] for seed in plan.seeds.tolist()]
-  vb = np.array([some['vb'] for some in measured])
+  mean = likelihood_method.say(measured)
+  told = (f'{len(measured)} images of {plan.pictures.name}: {mean} bits per dimension '
+          f'{plan.method.say(measured)}')
+  plan.method.draw(plan.folder / _PLOT, measured, f'{len(measured)} images: {mean}')
   seconds['total'] = time.perf_counter() - started
-  plots.write_bound(plan.folder / _PLOT, plan.sigmas[:-1], vb.mean(0),
-                    f'{len(measured)} images: {_mean([some["total"] for some in measured])}')
   identity_lib.write_json(plan.folder / _MANIFEST, {
-      'mode': 'likelihood', 'config': plan.config, **generate.describe(plan.model),
-      'input': plan.identity['input'], 'schedule': plan.identity['config']['schedule'],
-      'solver': plan.identity['config']['solver'], 'sigmas': plan.sigmas.tolist(),
-      'nfe': plan.coefficients.nfe,
+      'mode': 'likelihood', 'told': told, 'method': plan.method.name,
+      **likelihood_method.statistics(measured), 'config': plan.config,
+      **generate.describe(plan.model), 'input': plan.identity['input'], **plan.method.manifest,
       'seconds': {name: round(value, 3) for name, value in seconds.items()},
       'seeds': plan.seeds.tolist(),
       'labels': [None if label < 0 else label for label in plan.labels.tolist()],
-      **{name: [some[name] for some in measured] for name in ('total', 'prior')},
-      'vb_by_step': vb.mean(0).tolist()})
+      **plan.method.report(measured)})
   for part in parts.glob('*.json'):
     part.unlink()
   parts.rmdir()
-  return f'{_say(plan, [some["total"] for some in measured])}, {seconds["total"]:.1f} s'
+  return f'{told}, {seconds["total"]:.1f} s; see {_MANIFEST} and {_PLOT} in {plan.folder}'
 
 
 def _measure(plan, missing, parts, progress):
-  program = _program(plan.model.apply_variance if plan.learned else plan.model.apply, plan.learned,
-                     plan.limit)
-  constants = devices.replicate((plan.model.params, plan.coefficients))
+  method = plan.method
+  constants = devices.replicate((plan.model.params, method.constants))
 
   def start(indices):
     seeds = plan.seeds[indices]
     labels = devices.split(plan.labels[indices]) if plan.model.num_classes else None
-    return program(constants, (devices.split(inputs_lib.to_model(plan.pictures.take(seeds))),
-                               devices.split(seeds), labels))
+    return method.program(constants, (devices.split(plan.pictures.take(seeds)),
+                                      devices.split(seeds), labels))
 
-  def finish(indices, terms):
-    seeds = plan.seeds[indices].tolist()
-    if not np.isfinite(terms.total).all():
-      raise FloatingPointError('likelihood: the bound must be finite, got a value that is not for '
-                               f'image {seeds[int(np.argmin(np.isfinite(terms.total)))]}; '
-                               'start the grid at a higher level')
+  def finish(indices, answers):
+    seeds = plan.seeds[indices]
+    found = method.read(answers, seeds)
     identity_lib.write_json(parts / f'{seeds[0]:06d}.json', {
-        str(seed): {'total': float(terms.total[i]), 'prior': float(terms.prior[i]),
-                    'vb': terms.vb[i].tolist()} for i, seed in enumerate(seeds)})
+        str(seed): numbers for seed, numbers in zip(seeds, found, strict=True)})
   return batches.run(missing, plan.batch_size, start, finish, progress, 'measuring',
                      len(plan.seeds) - len(missing))
-
-
-@functools.cache
-def _program(apply: Callable[..., Any], learned: bool, limit: str) -> Callable[[Any, Any], Any]:
-  def measure(whole, share):
-    (params, coefficients), (x0, seeds, labels) = whole, share
-
-    def denoise(x, sigma):
-      return apply(params, x, sigma, labels)
-    denoise_variance = denoise if learned else samplers.ddpm.without_variance(denoise)
-    return samplers.bound.bits_per_dim(
-        coefficients, samplers.ddpm.change(denoise_variance, sampler.LIMITS[limit]), x0,
-        key=seeds_lib.keys(seeds, seeds_lib.NOISE))
-  return devices.spread(measure)
 
 
 def _read(parts):
   """What was measured so far: seed -> its numbers."""
   return {int(seed): numbers for file in parts.glob('*.json')
           for seed, numbers in json.loads(file.read_text()).items()}
-
-
-def _say(plan, totals):
-  return (f'{len(totals)} images of {plan.pictures.name}: {_mean(totals)} bits per dimension at '
-          f'most, by the bound of {len(plan.sigmas) - 1} steps, NFE {plan.coefficients.nfe}; see '
-          f'{_MANIFEST} and {_PLOT} in {plan.folder}')
-
-
-def _mean(totals):
-  """The mean and its standard error over the images."""
-  if len(totals) < 2:
-    return f'{totals[0]:.3f}'
-  return f'{np.mean(totals):.3f} +- {np.std(totals, ddof=1) / math.sqrt(len(totals)):.3f}'
