@@ -167,17 +167,6 @@ def kvp(num_steps: int, sigma_min: float | None = None, sigma_max: float | None 
   return append_zero(levels_lib.sigma_of_vp_time(time, beta_d, beta_min))
 
 
-def kl_optimal(num_steps: int, sigma_min: float, sigma_max: float) -> np.ndarray:
-  """Returns levels equally spaced in atan(sigma), then 0.
-
-  Source: Sabour et al. 2024 (Align Your Steps), arXiv:2404.14507, Sec. 3.1 (optimal in KL
-  divergence for Gaussian data), in ComfyUI's form. The original divides 0 by 0 for one step.
-  """
-  fractions = _fractions(num_steps)
-  grid = np.tan(fractions * np.arctan(sigma_min) + (1 - fractions) * np.arctan(sigma_max))
-  return append_zero(_pin(grid, sigma_min, sigma_max))
-
-
 def linear_quadratic(num_steps: int, sigma_min: float | None = None,
                      sigma_max: float | None = None, threshold_noise: float = 0.025,
                      linear_steps: int | None = None) -> np.ndarray:
@@ -260,6 +249,21 @@ def _pin(grid, sigma_min, sigma_max):
 def append_zero(grid: np.ndarray) -> np.ndarray:
   """Returns the levels with a last level 0."""
   return np.append(grid, 0.0)
+
+
+def differing(name: str, levels: np.ndarray, remedy: str) -> np.ndarray:
+  """Returns decreasing levels, or raises ValueError if one comes twice.
+
+  Args:
+    name: the schedule, for the error.
+    levels: levels or steps of training, not increasing.
+    remedy: what to do about it.
+  """
+  twice = np.flatnonzero(np.diff(levels) >= 0)
+  if twice.size:
+    raise ValueError(f'{name}: num_steps must leave levels that differ, got {len(levels)}, and '
+                     f'equal ones at index {twice[0]} and {twice[0] + 1}; {remedy}')
+  return levels
 
 
 def _power_points(points, sigma_min, sigma_max, rho):

@@ -13,6 +13,8 @@ from samplers import checks
 
 ADM_BETA_D, ADM_BETA_MIN = 19.9, 0.1  # The linear VP process of Song et al. 2021, also ADM's.
 
+LOWEST_ALPHA_BAR = 2.0**-24  # In place of 0, whose level is infinite; diffusers' choice.
+
 
 # Tables of alpha_bar.
 
@@ -52,6 +54,25 @@ def cosine_alphas_cumprod(num: int = 1000) -> np.ndarray:
   return np.cumprod(1 - np.minimum(1 - g[1:] / g[:-1], 0.999))
 
 
+def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+  """Returns a table stretched so that its last step is noise alone.
+
+  With a = sqrt(alpha_bar): a' = (a - a_last) a_first / (a_first - a_last).
+
+  Source: Lin et al. 2023, Common Diffusion Noise Schedules and Sample Steps are Flawed,
+  arXiv:2305.08891, Alg. 1.
+
+  Args:
+    alphas_cumprod: alpha_bar by training step, decreasing, shape (M,).
+
+  Returns:
+    np.float64 of shape (M,). The last entry is 0, an infinite level: a network that predicts eps
+    says nothing there, and a grid needs a finite level in its place, such as LOWEST_ALPHA_BAR.
+  """
+  a = np.sqrt(alphas_cumprod)
+  return ((a - a[-1]) * a[0] / (a[0] - a[-1]))**2
+
+
 ALPHAS_CUMPROD: dict[str, Callable[..., np.ndarray]] = {
     'stable_diffusion': lambda num=1000: scaled_linear_alphas_cumprod(0.00085, 0.012, num),
     'latent_diffusion': lambda num=1000: scaled_linear_alphas_cumprod(0.0015, 0.0195, num),
@@ -68,7 +89,8 @@ def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) ->
   Args:
     name: who asks, for the error.
     table: a key of ALPHAS_CUMPROD, for 1000 training steps, or one with their number such as
-      'cosine:4000'; or alpha_bar by training step.
+      'cosine:4000', either perhaps with ':zero_snr' behind it: `zero_terminal_snr`, with a low
+      last entry in place of 0; or alpha_bar by training step.
 
   Returns:
     np.float64 of shape (M,).
@@ -78,13 +100,7 @@ def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) ->
       entries, one is outside (0, 1], or the next is not lower.
   """
   if isinstance(table, str):
-    rule, colon, num = table.partition(':')
-    checks.check_choice(name, 'alphas_cumprod', rule, tuple(ALPHAS_CUMPROD))
-    # Betas of up to 20 / M have to stay below 1.
-    if colon and not (num.isdecimal() and 20 < int(num) <= 10**6):
-      raise ValueError(f'{name}: alphas_cumprod must name 21 to 1000000 training steps, got '
-                       f"{table!r}; '{rule}:1000' is the usual number")
-    return ALPHAS_CUMPROD[rule](int(num) if colon else 1000)
+    return _named_alphas_cumprod(name, table)
   array = checks.to_array(name, 'alphas_cumprod', table)
   if array.ndim != 1 or len(array) < 2:
     raise ValueError(f'{name}: alphas_cumprod must be a list of two or more entries, got shape '
@@ -92,13 +108,29 @@ def read_alphas_cumprod(name: str, table: str | Sequence[float] | np.ndarray) ->
   bad = np.flatnonzero(~((array > 0) & (array <= 1)))
   if bad.size:
     raise ValueError(f'{name}: alphas_cumprod must lie in (0, 1], got {array[bad[0]]} at index '
-                     f'{bad[0]}; give cumprod(1 - beta)')
+                     f'{bad[0]}; give cumprod(1 - beta), 2**-24 in place of a last 0')
   bad = np.flatnonzero(np.diff(array) >= 0)
   if bad.size:
     raise ValueError(f'{name}: alphas_cumprod must decrease strictly, got {array[bad[0] + 1]:g} '
                      f'after {array[bad[0]]:g} at index {bad[0] + 1}; order it from the first '
                      'training step (least noise) to the last')
   return array
+
+
+def _named_alphas_cumprod(name, text):
+  rule, *rest = text.split(':')
+  checks.check_choice(name, 'alphas_cumprod', rule, tuple(ALPHAS_CUMPROD))
+  stretched = rest[-1:] == ['zero_snr']
+  num, *excess = rest[:len(rest) - stretched] or ['1000']
+  # Betas of up to 20 / M have to stay below 1.
+  if excess or not (num.isdecimal() and 20 < int(num) <= 10**6):
+    raise ValueError(f'{name}: alphas_cumprod must name 21 to 1000000 training steps, got '
+                     f"{text!r}; '{rule}:1000' is the usual number")
+  table = ALPHAS_CUMPROD[rule](int(num))
+  if stretched:
+    table = zero_terminal_snr(table)
+    table[-1] = min(LOWEST_ALPHA_BAR, table[-2] / 2)  # Of many steps the last but one is lower.
+  return table
 
 
 def table_sigmas(alphas_cumprod: np.ndarray) -> np.ndarray:

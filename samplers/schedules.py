@@ -6,14 +6,29 @@ from typing import Any
 
 import numpy as np
 
-from samplers import chains, checks, consistency, grids, levels as levels_lib, table_grids
+from samplers import (
+  chains,
+  checks,
+  consistency,
+  flow_grids,
+  grids,
+  levels as levels_lib,
+  published_grids,
+  quantile_grids,
+  table_grids,
+  timestep_grids,
+)
 
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {function.__name__: function for function in (
     grids.polynomial, grids.logsnr, grids.time_uniform, table_grids.discrete,
     grids.edm, grids.vp, grids.ve, table_grids.iddpm, grids.karras, grids.exponential,
     grids.polyexponential, grids.kvp, table_grids.normal, table_grids.sgm_uniform,
-    table_grids.beta, grids.kl_optimal, grids.linear_quadratic, table_grids.ays, table_grids.gits,
-    chains.respaced, consistency.subset, grids.explicit)}
+    table_grids.simple, table_grids.ddim_uniform, quantile_grids.beta, quantile_grids.kl_optimal,
+    quantile_grids.laplace, grids.linear_quadratic, published_grids.ays,
+    published_grids.optimal_steps, published_grids.gits, timestep_grids.timestep_spacing,
+    timestep_grids.lcm, timestep_grids.sd_turbo, timestep_grids.pndm, flow_grids.flow_shift,
+    flow_grids.flow_dpm, flow_grids.flow_dynamic, flow_grids.flow_shift_terminal, chains.respaced,
+    consistency.subset, grids.explicit)}
 """Schedule by name: function(num_steps, sigma_min, sigma_max, **options) -> levels."""
 
 _RANGE = ('num_steps', 'sigma_min', 'sigma_max')
@@ -48,24 +63,29 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
 
   Ending at sigma_min: polynomial, logsnr, time_uniform, discrete, gits, subset. Ending in 0 after
   num_steps positive levels: edm, vp, ve, iddpm, karras, exponential, polyexponential, kvp, normal,
-  sgm_uniform, beta, kl_optimal, linear_quadratic, ays, respaced. As given: explicit.
+  sgm_uniform, simple, ddim_uniform, beta, kl_optimal, laplace, linear_quadratic, ays,
+  timestep_spacing, lcm, sd_turbo, pndm, respaced; and for flows optimal_steps, flow_shift,
+  flow_dpm, flow_dynamic, flow_shift_terminal, and those from normal to beta with a `shift`. As
+  given: explicit.
 
   Example: schedule('polynomial', 10, 0.002, 80.0, rho=5).
 
   Args:
     name: a key of SCHEDULES.
     num_steps: number of intervals, >= 1. Unused by explicit.
-    sigma_min: lowest positive level, > 0. Unused by kvp, linear_quadratic, ays, gits, respaced and
-      explicit.
-    sigma_max: first level, > sigma_min. Unused by kvp, ays, gits, respaced and explicit.
+    sigma_min: lowest positive level, > 0. Unused by those that take timesteps of a table, times of
+      a flow, a published or a given list, and by kvp and linear_quadratic.
+    sigma_max: first level, > sigma_min; on the times of a flow it stands for the infinite level at
+      time 1, see `flow_grids`. Else unused by those that take timesteps or a list, and by kvp.
     levels: the levels of a network that knows no others, in any order: every positive level of the
       grid is replaced by the nearest positive one of them. Several may meet in one; the step
       between equal levels is the identity in every solver.
     **options: the schedule's own, see `schedule_options(name)`.
 
   Returns:
-    np.float64 of shape (num_steps + 1,), decreasing to a level >= 0; beta with a table may be
-    shorter, respaced is as long as its chain, subset and explicit as their lists.
+    np.float64 of shape (num_steps + 1,), decreasing to a level >= 0; beta with a table and trailing
+    timesteps of a clipped one may be shorter, ddim_uniform differs where num_steps does not divide
+    the table, respaced is as long as its chain, subset and explicit as their lists.
 
   Raises:
     ValueError: if the name or an option is unknown, an option or an end of the range is missing or
@@ -91,10 +111,11 @@ def schedule(name: str, num_steps: int | None = None, sigma_min: float | None = 
 
 _REMEDIES = {
     'sigmas': 'give two or more decreasing levels',
-    ('ays', 'model'): f'choose one of {", ".join(table_grids.AYS_LEVELS)}',
-    ('gits', 'model'): f'choose one of {", ".join(table_grids.GITS_LEVELS)}',
-    'alphas_cumprod': "give the network's alpha_bar by training step, or one of "
-                      f'{", ".join(levels_lib.ALPHAS_CUMPROD)}',
+    ('ays', 'model'): f'choose one of {", ".join(published_grids.AYS_LEVELS)}',
+    ('gits', 'model'): f'choose one of {", ".join(published_grids.GITS_LEVELS)}',
+    ('optimal_steps', 'model'):
+        f'choose one of {", ".join(published_grids.OPTIMAL_STEPS_TIMES)}',
+    'alphas_cumprod': table_grids.TABLE_REMEDY,
 }
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from samplers import levels
 
-GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'schedules'
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
 TABLES = {'stable_diffusion': ('schedules', 'alphas_cumprod_sd'),
           'latent_diffusion': ('schedules', 'alphas_cumprod_ldm_lsun_ffhq'),
-          'ddpm': ('beyond', 'table/ddpm'), 'cosine': ('beyond', 'table/cosine')}
+          'ddpm': ('beyond_schedules', 'table/ddpm'),
+          'cosine': ('beyond_schedules', 'table/cosine')}
 SD = levels.ALPHAS_CUMPROD['stable_diffusion']()
 SIGMAS = np.geomspace(0.01, 30, 41)
 
@@ -20,9 +21,9 @@ SIGMAS = np.geomspace(0.01, 30, 41)
 @pytest.mark.parametrize('name', sorted(levels.ALPHAS_CUMPROD))
 def test_named_tables_are_the_published_ones(name):
   file, key = TABLES[name]
-  stored = np.load(GOLDEN / f'{file}.npz')[key]
+  stored = np.load(GOLDEN / file / 'schedules.npz')[key]
   table = levels.read_alphas_cumprod('test', name)
-  expected = stored if file == 'schedules' else 1 / (1 + stored**2)  # beyond stores sigma.
+  expected = stored if file == 'schedules' else 1 / (1 + stored**2)  # The other stores sigma.
   np.testing.assert_allclose(table, expected, rtol=1e-10)
   np.testing.assert_allclose(levels.table_sigmas(table), np.sqrt(1 / expected - 1), rtol=1e-10)
 

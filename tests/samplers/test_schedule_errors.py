@@ -2,14 +2,11 @@
 
 import pytest
 
-from samplers import levels, schedules
+from samplers import levels, schedules, timestep_grids
+from tests.samplers.schedule_cases import OPTIONS, RANGE, SD
 
-SD = levels.ALPHAS_CUMPROD['stable_diffusion']()
-RANGE = levels.table_range(SD)
-OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
-           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
-           'respaced': {'alphas_cumprod': SD}, 'gits': {'model': 'cifar10'}}
 NAN, INF = float('nan'), float('inf')
+TABLE = {'alphas_cumprod': 'stable_diffusion'}
 
 
 @pytest.mark.parametrize('args, message', [
@@ -65,7 +62,9 @@ def test_bad_rho(name, rho):
     (['a', 'b'], 'must be a list of numbers, got'),
     ('stable_difusion', 'did you mean stable_diffusion'),
 ])
-@pytest.mark.parametrize('name', ['discrete', 'normal', 'sgm_uniform', 'beta', 'respaced'])
+@pytest.mark.parametrize('name', [
+    'discrete', 'normal', 'sgm_uniform', 'simple', 'ddim_uniform', 'beta', 'timestep_spacing',
+    'lcm', 'sd_turbo', 'pndm', 'respaced'])
 def test_bad_tables(name, table, message):
   with pytest.raises(ValueError, match=f'^{name}: .*alphas_cumprod.*{message}'):
     schedules.schedule(name, 5, *RANGE, alphas_cumprod=table)
@@ -111,6 +110,42 @@ def test_bad_lists(sigmas, message):
     ('gits', {}, 'model must be given, got None; choose one of cifar10'),
     ('normal', {}, 'alphas_cumprod must be given, got None; .*latent_diffusion'),
     ('sgm_uniform', {'alphas_cumprod': None}, 'alphas_cumprod must be given, got None; '),
+    ('simple', {}, 'alphas_cumprod must be given, got None; .*latent_diffusion.*; or shift, of a'),
+    ('ddim_uniform', {'shift': -1.0}, 'shift must be a finite number above 0, got -1.0; '),
+    ('simple', {'shift': 1.0, 'alphas_cumprod': 'ddpm'}, 'shift must be left out with alphas_c'),
+    ('flow_shift', {'shift': 0.0}, 'shift must be a finite number above 0, got 0.0; 1 leaves'),
+    ('flow_dpm', {'shift': NAN}, 'shift must be .* got nan; '),
+    ('flow_shift_terminal', {'shift': 'three'}, "shift must be .* got 'three'; "),
+    ('flow_shift_terminal', {'shift_terminal': 1.0}, 'shift_terminal must be strictly .* got 1.0'),
+    ('flow_dynamic', {'shift_terminal': 0.0}, 'shift_terminal must be strictly .* got 0.0; '),
+    ('flow_dynamic', {'time_shift_type': 'cubic'}, "unknown time_shift_type 'cubic'; .* linear"),
+    ('flow_dynamic', {'time_shift_type': 'linear', 'mu': 0.0}, 'mu must be above 0 .* got 0.0; '),
+    ('flow_dynamic', {'mu': NAN}, 'mu must be above -20 and at most 20 .* got nan; '),
+    ('flow_dynamic', {'image_seq_len': 0}, 'image_seq_len must be an integer .* got 0; '),
+    ('optimal_steps', {'model': 'flux'}, "unknown model 'flux'.*known: Chroma, FLUX, Wan"),
+    ('optimal_steps', {}, 'model must be given, got None; choose one of FLUX, Wan, Chroma'),
+    ('laplace', {'mu': NAN}, 'mu must be a finite number, got nan; '),
+    ('laplace', {'beta': 0.0}, 'beta must be a finite number above 0, got 0.0; '),
+    ('laplace', {'mu': 9.0}, 'num_steps must leave levels that differ, got 5, .* index 0 and 1; '),
+    ('timestep_spacing', {}, 'alphas_cumprod must be given, got None; '),
+    ('timestep_spacing', TABLE | {'spacing': 'leadin'}, "unknown spacing 'leadin'; did you mean"),
+    ('timestep_spacing', TABLE | {'style': 'ddim'}, "unknown style 'ddim'.* known: dpm, euler"),
+    ('timestep_spacing', TABLE | {'final': '0'}, "unknown final '0'.* known: sigma_min, zero"),
+    ('timestep_spacing', TABLE | {'rescale': 'kerras'}, "unknown rescale .*did you mean karras"),
+    ('timestep_spacing', TABLE | {'steps_offset': -1}, 'steps_offset must be an integer of at le'),
+    ('timestep_spacing', TABLE | {'steps_offset': 200, 'spacing': 'leading', 'style': 'euler'},
+     'steps_offset must leave the first timestep below 1000, got 200 and 1000; lower it'),
+    ('timestep_spacing', TABLE | {'lambda_min_clipped': NAN}, 'lambda_min_clipped must .* got nan'),
+    ('timestep_spacing', TABLE | {'lambda_min_clipped': 9.0}, 'lambda_min_clipped must .* got 9.0'),
+    ('timestep_spacing', TABLE | {'lambda_min_clipped': -1.0, 'style': 'euler'},
+     "lambda_min_clipped must .* in the style 'dpm', got -1.0 in 'euler'; "),
+    ('lcm', {'original_steps': 0}, 'original_steps must be an integer from 1 to 1000, got 0; '),
+    ('lcm', {'original_steps': 4}, 'num_steps must be at most 4, the timesteps there are, got 5; '),
+    ('lcm', {'strength': 0.0}, 'strength must be above 0 and at most 1, got 0.0; '),
+    ('sd_turbo', {'strength': 0.4}, 'num_steps must be at most 4, .* got 5; take fewer'),
+    ('sd_turbo', {'strength': 2.0}, 'strength must be above 0 and at most 1, got 2.0; '),
+    ('sd_turbo', {'alphas_cumprod': [0.9, 0.1]}, 'alphas_cumprod must have at least 10 .* got 2; '),
+    ('pndm', TABLE | {'steps_offset': 0.5}, 'steps_offset must be an integer .* got 0.5; '),
     ('karras', {'roh': 5}, "unknown option 'roh'; did you mean rho.* known: rho"),
     ('logsnr', {'rho': 5}, "unknown option 'rho'.* known: none"),
     ('edm', {'levels': []}, 'levels must be a list of finite numbers'),
@@ -143,3 +178,32 @@ def test_unknown_schedules_name_the_nearest_and_all_known():
     with pytest.raises(ValueError, match='^schedule: unknown schedule') as error:
       call('no such thing')
     assert all(name in str(error.value) for name in schedules.SCHEDULES)
+
+
+@pytest.mark.parametrize('name, steps, options', [
+    ('simple', 1001, TABLE), ('simple', 1001, {'shift': 1.0}), ('pndm', 1001, TABLE),
+    ('timestep_spacing', 1000, TABLE),  # 'dpm' leaves out the lowest of one more.
+    ('timestep_spacing', 1001, TABLE | {'spacing': 'trailing'}),
+    ('timestep_spacing', 1001, TABLE | {'spacing': 'leading', 'style': 'euler'})])
+def test_schedules_that_would_repeat_levels(name, steps, options):
+  with pytest.raises(ValueError, match=f'^{name}: num_steps must leave levels that differ, got '
+                     f'{steps}, and equal ones at index .*; '):
+    schedules.schedule(name, steps, 0.002, 80.0, **options)
+
+
+def test_timesteps_of_pndm_need_its_warm_up():
+  with pytest.raises(ValueError, match='^pndm: num_steps must be an integer .* 4, got 3; '):
+    timestep_grids.pndm_timesteps(3)
+
+
+@pytest.mark.parametrize('table', ['ddpm:zero', 'ddpm:100:zero', 'ddpm:zero_snr:100', 'ddpm:',
+                                   'ddpm:5:zero_snr', 'ddpm:1000:1000'])
+def test_names_of_tables_that_say_something_else(table):
+  with pytest.raises(ValueError, match='^normal: alphas_cumprod must name 21 to .* training steps, '
+                     f"got '{table}'; 'ddpm:1000' is"):
+    schedules.schedule('normal', 5, alphas_cumprod=table)
+
+
+def test_tables_that_end_in_noise_alone_are_told_a_level_for_it():
+  with pytest.raises(ValueError, match=r'got 0.0 at index 999; .*2\*\*-24 in place of a last 0'):
+    schedules.schedule('normal', 5, alphas_cumprod=levels.zero_terminal_snr(SD))

@@ -7,14 +7,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from samplers import levels, schedules, table_grids
+from samplers import levels, quantile_grids, schedules
+from tests.samplers import schedule_cases
+from tests.samplers.schedule_cases import OPTIONS, RANGE, SD
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'schedules'
 ARRAYS = dict(np.load(GOLDEN / 'schedules.npz'))
 CASES = json.loads((GOLDEN / 'manifest.json').read_text())['cases']
-BEYOND = dict(np.load(GOLDEN / 'beyond.npz'))
-BEYOND_CASES = json.loads((GOLDEN / 'beyond.json').read_text())['cases']
-SD = ARRAYS['alphas_cumprod_sd']
 
 COUNTS = {
     'diff-sampler/polynomial': 45, 'diff-sampler/time_uniform': 30, 'diff-sampler/discrete': 30,
@@ -132,41 +131,6 @@ def test_reference_numbers(case):
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
-BEYOND_COUNTS = {'normal': 4, 'sgm_uniform': 5, 'beta': 10, 'df_beta': 4, 'kl_optimal': 8,
-                 'linear_quadratic': 4, 'ays': 6}
-
-
-def beyond_grid(case):
-  kind, steps = case['kind'], case['num_steps']
-  if kind in ('normal', 'sgm_uniform'):
-    return schedules.schedule(kind, steps, alphas_cumprod=SD)
-  if kind == 'beta':
-    return schedules.schedule('beta', steps, alpha=case['alpha'], beta=case['beta'],
-                              alphas_cumprod='stable_diffusion')
-  if kind == 'df_beta':
-    low, high = levels.table_sigmas(SD)[[0, -1]]
-    return schedules.schedule('beta', steps, low, high, alpha=case['alpha'], beta=case['beta'])
-  if kind == 'kl_optimal':
-    return schedules.schedule(kind, steps, case['sigma_min'], case['sigma_max'])
-  if kind == 'linear_quadratic':
-    return schedules.schedule(kind, steps, None, case['sigma_max'],
-                              threshold_noise=case['threshold_noise'],
-                              linear_steps=case['linear_steps'])
-  return schedules.schedule('ays', steps, model=case['model'])
-
-
-def test_every_case_of_the_comfyui_and_diffusers_set_is_checked():
-  assert len(BEYOND_CASES) == 41  # Of noise levels; flow times need schedules of their own.
-  assert collections.Counter(case['kind'] for case in BEYOND_CASES) == BEYOND_COUNTS
-
-
-@pytest.mark.parametrize('case', BEYOND_CASES, ids=lambda case: case['id'])
-def test_reference_numbers_of_comfyui_and_diffusers(case):
-  got, expected = beyond_grid(case), BEYOND[case['id']]
-  assert got.shape == expected.shape
-  np.testing.assert_allclose(got, expected, rtol=1e-10, atol=0)
-
-
 @pytest.mark.parametrize('model', ['stable_diffusion_1', 'stable_diffusion_xl',
                                    'stable_video_diffusion'])
 def test_published_lists_are_given_as_printed(model):
@@ -190,20 +154,14 @@ def test_the_published_grid_of_gits_lies_on_its_fine_grid():
 
 # Laws over the registry.
 
-# Those of any number of steps.
-FREE = sorted(set(schedules.SCHEDULES) - {'explicit', 'gits'})
 ENDS_AT_SIGMA_MIN = ('polynomial', 'logsnr', 'time_uniform', 'discrete', 'subset')
-RANGE = levels.table_range(SD)
-OPTIONS = {'normal': {'alphas_cumprod': SD}, 'sgm_uniform': {'alphas_cumprod': SD},
-           'ays': {'model': 'SD1'}, 'explicit': {'sigmas': [3.0, 2.0, 0.0]},
-           'respaced': {'alphas_cumprod': SD}, 'gits': {'model': 'cifar10'}}
 LENGTHS = (1, 2, 3, 10, 37)
 
 
-@pytest.mark.parametrize('name', FREE)
+@pytest.mark.parametrize('name', schedule_cases.FREE)
 @pytest.mark.parametrize('steps', LENGTHS)
 def test_grids_decrease_over_the_right_number_of_levels(name, steps):
-  grid = schedules.schedule(name, steps, *RANGE, **OPTIONS.get(name, {}))
+  grid = schedule_cases.grid(name, steps)
   assert grid.dtype == np.float64
   assert grid.shape == (steps + 1,)
   assert np.all(np.diff(grid) < 0)
@@ -214,13 +172,16 @@ def test_grids_decrease_over_the_right_number_of_levels(name, steps):
     assert grid[-2] > 0
 
 
-# iddpm takes levels of its network; sgm_uniform, ays and linear_quadratic leave out sigma_min, kvp
-# has its own range.
-@pytest.mark.parametrize('name', sorted(set(FREE) - {
-    'iddpm', 'kvp', 'ays', 'sgm_uniform', 'linear_quadratic'}))
+# Those from one end of the range to the other, the whole table included.
+BOTH_ENDS = ('polynomial', 'logsnr', 'time_uniform', 'discrete', 'edm', 'vp', 've', 'karras',
+             'exponential', 'polyexponential', 'normal', 'beta', 'kl_optimal', 'laplace',
+             'respaced', 'subset')
+
+
+@pytest.mark.parametrize('name', BOTH_ENDS)
 @pytest.mark.parametrize('steps', [1, 10])
 def test_grids_reach_both_ends_of_the_range(name, steps):
-  grid = schedules.schedule(name, steps, *RANGE, **OPTIONS.get(name, {}))
+  grid = schedule_cases.grid(name, steps)
   positive = grid[grid > 0]
   assert grid[0] == pytest.approx(RANGE[1], rel=1e-12)
   if len(positive) > 1:
@@ -291,7 +252,7 @@ def test_beta_with_a_table_keeps_equal_neighbours_once():
     (0.6, 0.6), (0.5, 0.5), (1, 1), (2, 1), (1, 3), (0.3, 1), (40, 1)])
 def test_beta_quantile_agrees_with_closed_forms(a, b):
   p = np.concatenate([[0.0, 1e-12, 1e-5, 0.5, 1 - 1e-9, 1.0], np.linspace(0.01, 0.99, 33)])
-  x = table_grids.beta_quantile(p, a, b)
+  x = quantile_grids.beta_quantile(p, a, b)
   if (a, b) == (0.5, 0.5):  # The arcsine law.
     np.testing.assert_allclose(x, np.sin(np.pi / 2 * p)**2, rtol=1e-12)
   elif b == 1:
@@ -299,20 +260,20 @@ def test_beta_quantile_agrees_with_closed_forms(a, b):
   elif a == 1:
     np.testing.assert_allclose(x, 1 - (1 - p)**(1 / b), rtol=1e-12, atol=1e-15)
   else:
-    np.testing.assert_allclose(x + table_grids.beta_quantile(1 - p, b, a), 1, rtol=1e-13)
+    np.testing.assert_allclose(x + quantile_grids.beta_quantile(1 - p, b, a), 1, rtol=1e-13)
     assert x[3] == 0.5
 
 
 @pytest.mark.parametrize('a', [0.1, 0.3, 0.6, 0.7, 1.3, 2.5, 4, 11.1])
 def test_the_median_of_a_symmetric_beta_is_exactly_one_half(a):
   # Half way up a table of 1000 entries is a tie of rounding, 499.5.
-  assert table_grids.beta_quantile(0.5, a, a) == 0.5
+  assert quantile_grids.beta_quantile(0.5, a, a) == 0.5
 
 
 def test_beta_quantile_has_the_density_of_the_distribution():
   a, b = 0.6, 2.7
   p = np.linspace(0.05, 0.95, 19)
-  below, x, above = (table_grids.beta_quantile(p + shift, a, b) for shift in (-1e-5, 0, 1e-5))
+  below, x, above = (quantile_grids.beta_quantile(p + shift, a, b) for shift in (-1e-5, 0, 1e-5))
   slope, density = above - below, x**(a - 1) * (1 - x)**(b - 1)
   assert np.ptp(slope * density) < 1e-6 * np.mean(slope * density)
 
@@ -359,5 +320,5 @@ def test_options_are_those_of_the_signatures():
   for name in schedules.SCHEDULES:
     given = schedules.schedule_options(name) | OPTIONS.get(name, {})
     np.testing.assert_array_equal(
-        schedules.schedule(name, 6, *RANGE, **given),
-        schedules.schedule(name, 6, *RANGE, **OPTIONS.get(name, {})))
+        schedules.schedule(name, 6, RANGE[0], 1e3, **given),
+        schedules.schedule(name, 6, RANGE[0], 1e3, **OPTIONS.get(name, {})))
