@@ -12,13 +12,12 @@ import numpy as np
 
 import models
 import samplers
+from engine import guide_fields
 from models import mixture
 from samplers import checks
 
-NAMES = 'classifier', 'classifier_free', 'cfg_plus_plus', 'autoguidance'
+NAMES = ('classifier', 'cfg_plus_plus', 'autoguidance', *samplers.guidance.METHODS)
 """Kinds of guidance, see configs/default.py."""
-
-_EULER = 'euler', 'ddim'  # Whose step CFG++ is derived for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +27,16 @@ class Method:
   Attributes:
     name: one of NAMES.
     apply: of the classifier or of the weak model; None where the model guides itself.
-    calls: of the network for the two answers of classifier-free guidance, 1 (a batch of twice the
-      size) or 2.
+    calls: of the network for its answers, 1 (all in one batch), or 2 (one after the other).
+    ramp: how the scale grows, a shape of samplers.guidance.ramp; None: it does not.
+    options: of the method, names and values, those that are no arrays.
   """
 
   name: str
   apply: Callable[..., jax.Array] | None
   calls: int
+  ramp: str | float | None = None
+  options: tuple[tuple[str, Any], ...] = ()
 
 
 class Constants(NamedTuple):
@@ -44,13 +46,19 @@ class Constants(NamedTuple):
     scale: float32 scalar.
     params: of the classifier or the weak model, or None.
     interval: lowest and highest guided noise level, float32 (2,), or None for all.
-    sigmas: the grid, float32 (n + 1,), for CFG++, else None.
+    sigmas: the grid, float32 (n + 1,), for CFG++ with a solver of one answer, else None.
+    ends: levels at which a ramp ends, float32 (2,), the lower one first, or None.
+    negative: label to lead away from, int32 scalar, or None for none at all.
+    options: of the method, float32 scalars by name, or None.
   """
 
   scale: Any
   params: Any = None
   interval: Any = None
   sigmas: Any = None
+  ends: Any = None
+  negative: Any = None
+  options: dict[str, Any] | None = None
 
 
 class Guide(NamedTuple):
@@ -90,7 +98,7 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[st
   """
   name = config.method or ('classifier' if config.classifier is not None else None)
   if name is None:
-    _refuse_leftovers(config)
+    guide_fields.refuse_leftovers(config)
     return None
   if name not in NAMES:
     raise ValueError(checks.unknown('config.guidance.method', name, NAMES))
@@ -106,7 +114,9 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[st
       rule = 'given' if name == owner else 'left out'
       raise ValueError(f'config.guidance.{field}: must be {rule} with the method {name!r}, got '
                        f'{config[field]}; it is the network of {owner!r}')
-  interval = _interval(config.interval, name)
+  interval = guide_fields.interval(config.interval, name)
+  ramp = guide_fields.ramp(config.ramp, name)
+  options = guide_fields.options(config, name, solver)
   if name == 'classifier':
     network, num_classes = _classifier(config.classifier, model)
   elif name == 'autoguidance':
@@ -116,24 +126,48 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[st
     if not num_classes:
       raise ValueError(f'config.guidance.method: {name!r} must have a model of classes, got the '
                        f'unconditional {model.name}; guide it with a classifier')
-  if name == 'cfg_plus_plus' and (
-      solver['name'] not in _EULER or solver.get('eta') or solver.get('S_churn')):
-    raise ValueError("config.guidance.method: 'cfg_plus_plus' must go with the solver euler or "
-                     f"ddim, without noise, got {solver['name']} with eta {solver.get('eta', 0)} "
-                     f"and S_churn {solver.get('S_churn', 0)}; choose so, or 'classifier_free'")
+  guide_fields.check_plus_plus(name, solver)
+  negative = guide_fields.negative(config.negative, name, num_classes)
   identity = {'method': name, 'scale': float(config.scale)}
   if network is not None:
     identity[{'classifier': 'classifier', 'autoguidance': 'weak'}[name]] = network.name
     identity |= {'sha256': network.sha256, 'source': network.config.get('source')}
   if interval is not None:
     identity['interval'] = list(interval)
+  identity |= options | {field: value for field, value in (
+      ('ramp', ramp), ('negative', negative)) if value is not None}
+  arrays = {option: np.float32(value) for option, value in options.items()
+            if isinstance(value, float)}
+  fixed = tuple((option, options[option]) for option in sorted(options.keys() - arrays.keys()))
+  by_level = name == 'cfg_plus_plus' and solver['name'] in guide_fields.EULER
   constants = Constants(
-      np.float32(config.scale), None if network is None else network.params,
-      None if interval is None else np.float32(interval),
-      np.float32(sigmas) if name == 'cfg_plus_plus' else None)
-  return Guide(Method(name, network and network.apply, config.calls), constants,
-               {'guidance': identity}, num_classes,
+      np.float32(config.scale), None if network is None else network.params, _array(interval),
+      _array(sigmas if by_level else None),
+      _array((model.sigma_min, model.sigma_max) if ramp else None),
+      None if negative is None else np.int32(negative), arrays or None)
+  method = Method(name, network and network.apply, config.calls, ramp, fixed)
+  return Guide(method, constants, {'guidance': identity}, num_classes,
                f'guided by {network.name}' if network else f'{name} at {float(config.scale):g}')
+
+
+def refuse_of_steps(config: ml_collections.ConfigDict, mode: str) -> None:
+  """Refuses guidance that belongs to the steps of a solver.
+
+  There is then no denoiser, and so no ODE, that solvers could have in common.
+
+  Args:
+    config: the fields of config.guidance.
+    mode: of the run.
+
+  Raises:
+    ValueError: if the method is CFG++, or there is momentum.
+  """
+  if config.method == 'cfg_plus_plus':
+    raise ValueError(f"config.guidance.method: must not be 'cfg_plus_plus' with --mode={mode}, got "
+                     "it; it belongs to the steps of one solver, take 'classifier_free'")
+  if config.momentum:
+    raise ValueError(f'config.guidance.momentum: must be 0 with --mode={mode}, got '
+                     f'{config.momentum:g}; it belongs to the steps of one solver, leave it out')
 
 
 def check_labels(guide: Guide | None, labels: np.ndarray, text: str) -> None:
@@ -167,16 +201,25 @@ def between_networks(method: Method, constants: Constants, plain: Callable[..., 
   """
   if method.name == 'classifier':
     return plain
+  scale = constants.scale
+  if method.ramp is not None:
+    scale = samplers.guidance.ramp(scale, *constants.ends, method.ramp)
   if method.name == 'autoguidance':
     def weak(x, sigma):
       return method.apply(constants.params, x, sigma, labels)
-    return samplers.guidance.autoguidance(plain, weak, constants.scale, constants.interval)
+    return samplers.guidance.autoguidance(plain, weak, scale, constants.interval)
 
-  nobody = jnp.full_like(labels, mixture.UNCONDITIONAL)
-  pair = samplers.guidance.paired(plain, labels, nobody, method.calls)
-  if method.name == 'cfg_plus_plus':
-    return samplers.guidance.cfg_plus_plus_pair(pair, constants.scale, constants.sigmas)
-  return samplers.guidance.classifier_free_pair(pair, constants.scale, constants.interval)
+  away = {'no_condition': jnp.full_like(labels, mixture.UNCONDITIONAL)}
+  if constants.negative is not None:
+    negative = jnp.full_like(labels, constants.negative)
+    away['negative' if method.name == 'perp_neg' else 'no_condition'] = negative
+  several = samplers.guidance.paired(plain, labels, **away,
+                                     calls=1 if method.calls == 1 else 1 + len(away))
+  if constants.sigmas is not None:
+    return samplers.guidance.cfg_plus_plus_pair(several, scale, constants.sigmas)
+  name = 'classifier_free' if method.name == 'cfg_plus_plus' else method.name
+  return samplers.guidance.METHODS[name](several, None, scale, interval=constants.interval,
+                                         **dict(method.options), **(constants.options or {}))
 
 
 def log_prob(method: Method, constants: Constants,
@@ -191,30 +234,8 @@ def log_prob(method: Method, constants: Constants,
   return of_labels
 
 
-def _refuse_leftovers(config):
-  for field, default in (('scale', 1.0), ('weak', None), ('interval', None), ('calls', 1)):
-    if config[field] != default:
-      if field == 'scale':
-        raise ValueError(f'config.guidance.scale: must be 1 without a classifier, got '
-                         f'{config.scale}; set config.guidance.classifier or .method')
-      raise ValueError(f'config.guidance.{field}: must be left out without guidance, got '
-                       f'{config[field]}; set config.guidance.method')
-
-
-def _interval(text, name):
-  if text is None:
-    return None
-  if name not in ('classifier_free', 'autoguidance'):
-    raise ValueError(f'config.guidance.interval: must be left out with the method {name!r}, got '
-                     f'{text!r}; classifier_free and autoguidance have one')
-  try:
-    low, high = (float(part) for part in text.split(','))
-  except ValueError:
-    low = high = float('nan')
-  if not 0 <= low < high:
-    raise ValueError('config.guidance.interval: must be two noise levels, the lower one first, got '
-                     f"{text!r}; such as '0.3,5'")
-  return low, high
+def _array(values):
+  return None if values is None else np.float32(values)
 
 
 def _classifier(name, model):

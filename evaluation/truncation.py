@@ -102,6 +102,7 @@ def replay(table: samplers.Table, denoise: Callable[[jax.Array, jax.Array], jax.
   sigma, mix, level = (jnp.asarray(array).astype(x.dtype) for array in (
       table.sigma, table.mix, table.level))
   raw = getattr(denoise, 'raw', denoise)
+  count = mix.shape[2] - mix.shape[1]  # Two answers are one where nothing guides.
 
   def nothing(x, sigma):
     del sigma
@@ -110,7 +111,7 @@ def replay(table: samplers.Table, denoise: Callable[[jax.Array, jax.Array], jax.
   def row(state, inputs):
     sigma, kind, mix, ended, index = inputs
     answer = jax.lax.switch(kind, branches, state[0], sigma)
-    parts = jnp.concatenate([state, answer[None]])
+    parts = jnp.concatenate([state, *[answer[None]] * count])
     state = jnp.einsum('ij,j...->i...', mix, parts, precision='highest')
     back = jnp.where(ended & jnp.asarray(restart), exact[index], state[0])
     return state.at[0].set(back), Replay(state[0], answer)

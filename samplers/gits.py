@@ -267,7 +267,8 @@ def _with_slopes(table, sigmas, raw):
   `raw` tells of every step whether its slope is that of the answer before a limit.
   """
   count = table.slots + 1
-  *slots, answer = np.eye(count + 1)
+  basis = np.eye(count + table.answers)
+  slots, answer = basis[:count], basis[count]  # Of two answers, the guided one.
   swapped = [slots[-1], *slots[1:-1], slots[0]]
   rows, step, begins = [], 0, True
   for r in range(table.rows):

@@ -1,7 +1,11 @@
 """Functions from denoiser to denoiser: guidance, and limits on the denoised image.
 
 Limits carry the denoiser before them as the attribute `raw`, and guidance passes it on: guided.raw
-is the guidance of what was not limited.
+is the guidance of what was not limited. Guided denoisers also carry what solvers of two answers and
+guidance with a history ask, see `guidance_parts`.
+
+`METHODS` are the ways to guide by a network's answers with and without its condition; `options`
+tells those of one.
 """
 
 from collections.abc import Callable
@@ -10,16 +14,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from samplers import checks
+from samplers import checks, guidance_parts as parts
+from samplers.guidance_limits import clip, dynamic_threshold
+from samplers.guidance_methods import cfg_norm, classifier_free, fresca, mambo_g, rescale
+from samplers.guidance_parts import (
+  METHODS,
+  Denoiser,
+  Scale,
+  Several,
+  option_types,
+  options,
+  paired,
+)
+from samplers.guidance_projected import apg, cfg_zero_star, perp_neg, tcfg
 
-Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+__all__ = ['METHODS', 'Denoiser', 'LogProb', 'Scale', 'Several', 'apg', 'autoguidance', 'cfg_norm',
+           'cfg_plus_plus', 'cfg_plus_plus_pair', 'cfg_zero_star', 'classifier', 'classifier_free',
+           'classifier_free_pair', 'classifier_term', 'clip', 'dynamic_threshold', 'fresca',
+           'mambo_g', 'of_denoised', 'option_types', 'options', 'paired', 'perp_neg', 'ramp',
+           'rescale', 'tcfg']
+
 LogProb = Callable[[jax.Array, jax.Array], jax.Array]
 """log p(condition | x; sigma) of each sample, (batch,), or anything to be increased."""
-Pair = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""Both answers at once: that which is wanted, and that to get away from. See `paired`."""
 
 
-def classifier(denoise: Denoiser, log_prob: LogProb, scale: float | jax.Array) -> Denoiser:
+def classifier(denoise: Denoiser, log_prob: LogProb, scale: Scale) -> Denoiser:
   """Returns a denoiser guided by a classifier of noisy images, or by another condition.
 
   D <- D + scale sigma^2 grad_x log p(y | x; sigma), which is eps <- eps - scale sigma grad. Around
@@ -30,23 +49,24 @@ def classifier(denoise: Denoiser, log_prob: LogProb, scale: float | jax.Array) -
   Args:
     denoise: D(x; sigma).
     log_prob: log p(y | x; sigma) of the wanted class of each sample, (batch,).
-    scale: of the guidance, a scalar or (batch,); 0 is none, and 1 is the product of both
-      distributions.
+    scale: of the guidance, a scalar or (batch,), or a function of sigma, see `ramp`; 0 is none, and
+      1 is the product of both distributions.
 
   Returns:
     A denoiser.
   """
   term = classifier_term(log_prob, scale)
 
-  def guided(x, sigma):
-    return denoise(x, sigma) - _column(sigma, x) * term(x, sigma)
-  raw = _raw(denoise)
+  def pull(x, sigma, image):
+    return image - parts.column(sigma, x) * term(x, sigma)
+  guided = parts.changed(denoise, pull, guides=True)
+  raw = parts.raw_of(denoise)
   if raw is not denoise:
     guided.raw = classifier(raw, log_prob, scale)
   return guided
 
 
-def classifier_term(log_prob: LogProb, scale: float | jax.Array) -> Denoiser:
+def classifier_term(log_prob: LogProb, scale: Scale) -> Denoiser:
   """Returns the guidance term alone, in units of eps: for solvers with rows of kind 1.
 
   guide(x, sigma) = -scale sigma grad_x log p(y | x; sigma).
@@ -62,7 +82,7 @@ def classifier_term(log_prob: LogProb, scale: float | jax.Array) -> Denoiser:
   """
   def guide(x, sigma):
     gradient = jax.grad(lambda x: jnp.sum(log_prob(x, sigma)))(x)
-    return -_column(scale, x) * _column(sigma, x) * gradient
+    return -parts.scale_at(scale, x, sigma) * parts.column(sigma, x) * gradient
   return guide
 
 
@@ -83,32 +103,7 @@ def of_denoised(denoise: Denoiser, function: Callable[[jax.Array], jax.Array]) -
   return lambda x, sigma: function(denoise(x, sigma))
 
 
-def classifier_free(denoise: Denoiser, denoise_uncond: Denoiser, scale: float | jax.Array,
-                    interval: Any = None) -> Denoiser:
-  """Returns a denoiser guided by the difference that the condition makes.
-
-  D <- D_uncond + scale (D - D_uncond), within an interval of noise levels; D outside of it.
-
-  Source: Ho & Salimans 2022, arXiv:2207.12598, Eq. 6 with w = scale - 1; the interval:
-  Kynkaanniemi et al. 2024, arXiv:2404.07724, Eq. 5.
-
-  Args:
-    denoise: D(x; sigma) under the condition.
-    denoise_uncond: without it.
-    scale: of the guidance, a scalar or (batch,), traced or not; 1 is none.
-    interval: (low, high): guided where low < sigma <= high; None: everywhere.
-
-  Returns:
-    A denoiser.
-
-  Raises:
-    ValueError: if the interval does not go from a level >= 0 up to a higher one; one that is
-      traced is not checked.
-  """
-  return classifier_free_pair(_two_calls(denoise, denoise_uncond), scale, interval)
-
-
-def classifier_free_pair(pair: Pair, scale: float | jax.Array, interval: Any = None) -> Denoiser:
+def classifier_free_pair(pair: Several, scale: Scale, interval: Any = None) -> Denoiser:
   """Returns what `classifier_free` does, from a function that gives both answers at once.
 
   Args:
@@ -122,11 +117,10 @@ def classifier_free_pair(pair: Pair, scale: float | jax.Array, interval: Any = N
   Raises:
     ValueError: as `classifier_free`.
   """
-  _check_interval('classifier_free', interval)
-  return _away(pair, lambda x, sigma: _column(scale, x), interval)
+  return classifier_free(pair, None, scale, interval)
 
 
-def autoguidance(denoise: Denoiser, denoise_weak: Denoiser, scale: float | jax.Array,
+def autoguidance(denoise: Denoiser, denoise_weak: Denoiser, scale: Scale,
                  interval: Any = None) -> Denoiser:
   """Returns a denoiser guided away from a weaker model of the same condition.
 
@@ -146,11 +140,12 @@ def autoguidance(denoise: Denoiser, denoise_weak: Denoiser, scale: float | jax.A
   Raises:
     ValueError: as `classifier_free`.
   """
-  _check_interval('autoguidance', interval)
-  return classifier_free(denoise, denoise_weak, scale, interval)
+  def rule(x, sigma, memory, strong, weak):
+    return parts.apart(strong, weak, parts.scale_at(scale, x, sigma)), memory
+  return parts.guide('autoguidance', denoise, (denoise_weak,), rule, interval)
 
 
-def cfg_plus_plus(denoise: Denoiser, denoise_uncond: Denoiser, scale: float | jax.Array,
+def cfg_plus_plus(denoise: Denoiser, denoise_uncond: Denoiser, scale: Scale,
                   sigmas: Any) -> Denoiser:
   """Returns the denoiser that makes `euler` on a grid the sampler CFG++.
 
@@ -174,10 +169,10 @@ def cfg_plus_plus(denoise: Denoiser, denoise_uncond: Denoiser, scale: float | ja
   Raises:
     ValueError: if a grid that is not traced does not decrease to a level >= 0.
   """
-  return cfg_plus_plus_pair(_two_calls(denoise, denoise_uncond), scale, sigmas)
+  return cfg_plus_plus_pair(parts.together(denoise, denoise_uncond), scale, sigmas)
 
 
-def cfg_plus_plus_pair(pair: Pair, scale: float | jax.Array, sigmas: Any) -> Denoiser:
+def cfg_plus_plus_pair(pair: Several, scale: Scale, sigmas: Any) -> Denoiser:
   """Returns what `cfg_plus_plus` does, from a function that gives both answers at once.
 
   Args:
@@ -194,135 +189,59 @@ def cfg_plus_plus_pair(pair: Pair, scale: float | jax.Array, sigmas: Any) -> Den
   if not isinstance(sigmas, jax.Array):
     sigmas = checks.check_grid('cfg_plus_plus', sigmas)
 
-  def factor(x, sigma):
+  def guided(x, sigma):
+    cond, uncond = pair(x, sigma)
     levels = jnp.asarray(sigmas).astype(x.dtype).reshape(*[1] * x.ndim, -1)
-    level = _column(sigma, x)
+    level = parts.column(sigma, x)
     # The grid may have been rounded on its way here: levels that near are the same.
     below = jnp.where(levels < level[..., None] * (1 - 1e-5), levels, 0).max(-1)
-    return _column(scale, x) / (1 - below / level)
-  return _away(pair, factor)
-
-
-def paired(evaluate: Callable[[jax.Array, jax.Array, Any], jax.Array], condition: Any,
-           no_condition: Any, calls: int = 1) -> Pair:
-  """Returns both answers of one network, for `classifier_free_pair` and `cfg_plus_plus_pair`.
-
-  Args:
-    evaluate: evaluate(x, sigma, condition) -> D(x; sigma) under the condition of each sample.
-    condition: labels or features, an array (batch, ...) or a tree of them.
-    no_condition: the same for the other answer.
-    calls: of the network: 1, with a batch of twice the size, or 2, which needs less memory.
-
-  Returns:
-    pair(x, sigma) -> (D under `condition`, D under `no_condition`).
-
-  Raises:
-    ValueError: if calls is neither 1 nor 2.
-  """
-  if calls not in (1, 2):
-    raise ValueError(f'paired: calls must be 1 or 2, got {calls!r}; 1 is faster, 2 needs less '
-                     'memory')
-  if calls == 2:
-    return _two_calls(lambda x, sigma: evaluate(x, sigma, condition),
-                      lambda x, sigma: evaluate(x, sigma, no_condition))
-
-  def pair(x, sigma):
-    twice, conditions = jax.tree.map(lambda *halves: jnp.concatenate(halves), (x, condition),
-                                     (x, no_condition))
-    levels = jnp.concatenate([sigma, sigma]) if jnp.ndim(sigma) else sigma
-    both = evaluate(twice, levels, conditions)
-    return both[:len(x)], both[len(x):]
-  return pair
-
-
-def dynamic_threshold(denoise: Denoiser, quantile: float = 0.995) -> Denoiser:
-  """Returns a denoiser limited per sample to a quantile of its own magnitudes.
-
-  D <- clip(D, -q, q) / q, q = max(1, quantile of |D| over all pixels and channels of the sample),
-  interpolated linearly between order statistics. For models in pixel space: a latent has no
-  natural range. DPM-Solver++ and UniPC with data prediction were published with it.
-
-  Source: Saharia et al. 2022 (Imagen), arXiv:2205.11487, Sec. 2.3.
-
-  Args:
-    denoise: D(x; sigma).
-    quantile: between 0 and 1.
-
-  Returns:
-    A denoiser; its attribute `raw` is the one before any limit.
-
-  Raises:
-    ValueError: if the quantile is not within 0 and 1.
-  """
-  if not 0 <= quantile <= 1:
-    raise ValueError('dynamic_threshold: quantile must be between 0 and 1, got '
-                     f'{quantile!r}; published results used 0.995')
-
-  def limit(denoised):
-    magnitudes = jnp.abs(denoised).reshape(len(denoised), -1)
-    bound = jnp.maximum(1.0, jnp.quantile(magnitudes, quantile, axis=1)).astype(denoised.dtype)
-    bound = bound.reshape(-1, *[1] * (denoised.ndim - 1))
-    return jnp.clip(denoised, -bound, bound) / bound
-  return _limited(denoise, limit)
-
-
-def clip(denoise: Denoiser) -> Denoiser:
-  """Returns a denoiser clipped to the range of images, [-1, 1] (static thresholding).
-
-  Source: Ho et al. 2020 (DDPM), arXiv:2006.11239; `clip_denoised` of guided-diffusion.
-
-  Args:
-    denoise: D(x; sigma).
-
-  Returns:
-    A denoiser; its attribute `raw` is the one before any limit.
-  """
-  return _limited(denoise, lambda denoised: jnp.clip(denoised, -1.0, 1.0))
-
-
-def _away(pair, factor, interval=None):
-  """D_other + factor (D - D_other) within the interval, D itself outside."""
-  def guided(x, sigma):
-    wanted, other = pair(x, sigma)
-    moved = other + factor(x, sigma) * (wanted - other)
-    if interval is None:
-      return moved
-    level, (low, high) = _column(sigma, x), (_column(end, x) for end in interval)
-    return jnp.where((low < level) & (level <= high), moved, wanted)
-  raw = _raw(pair)
+    factor = parts.scale_at(scale, x, sigma) / (1 - below / level)
+    return parts.apart(cond, uncond, factor)
+  raw = parts.raw_of(pair)
   if raw is not pair:
-    guided.raw = _away(raw, factor, interval)
-  return guided
+    guided.raw = cfg_plus_plus_pair(raw, scale, sigmas)
+  return guided  # One image: it is Euler's step that makes it CFG++, also in `euler_cfg_pp`.
 
 
-def _two_calls(denoise, other):
-  """The Pair of two denoisers; its `raw` is that of what they were before their limits."""
-  def pair(x, sigma):
-    return denoise(x, sigma), other(x, sigma)
-  raw = _raw(denoise), _raw(other)
-  if raw != (denoise, other):
-    pair.raw = _two_calls(*raw)
-  return pair
+def ramp(scale: float | jax.Array, sigma_min: Any, sigma_max: Any,
+         shape: str | float = 'linear') -> Callable[[jax.Array], jax.Array]:
+  """Returns a scale that grows from 1 at the highest level to `scale` at the lowest.
 
+  scale(sigma) = 1 + (scale - 1) f(u), u = ln(sigma_max / sigma) / ln(sigma_max / sigma_min) within
+  0 and 1; f(u) = u, (1 - cos(pi u)) / 2, or a power of u. Guidance that grows keeps variety, which
+  the high levels decide on, and costs little likeness.
 
-def _raw(function):
-  return getattr(function, 'raw', function)
+  Source: Wang et al. 2024, arXiv:2404.13040, whose schedules are these in the time of a network;
+  ln sigma stands for it here, which no network needs to tell.
 
+  Args:
+    scale: at sigma_min and below, a scalar or (batch,), traced or not.
+    sigma_min: lower end, > 0.
+    sigma_max: upper end, above the lower one.
+    shape: 'linear', 'cosine', or the power, > 0.
 
-def _column(values, x):
-  """Noise levels or scales, a scalar or (batch,), as they multiply images."""
-  return jnp.asarray(values).astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+  Returns:
+    A function of sigma, a scalar or (batch,), for `scale` of the functions here.
 
+  Raises:
+    ValueError: if the shape is unknown, or ends on the host are not in order.
+  """
+  checks.check_choice('ramp', 'shape', shape if isinstance(shape, str) else 'linear',
+                      ('linear', 'cosine'))
+  if not isinstance(shape, str):
+    checks.check_positive('ramp', 'shape', shape, "a power, such as 2, or 'linear' or 'cosine'")
+  traced = any(isinstance(end, jax.Array) for end in (sigma_min, sigma_max))
+  low, high = (checks.to_number(end) for end in (sigma_min, sigma_max)) if not traced else (1, 2)
+  if not 0 < low < high < float('inf'):
+    raise ValueError('ramp: sigma_min and sigma_max must be levels above 0, the lower one first, '
+                     f'got {sigma_min!r} and {sigma_max!r}; take those of the model')
 
-def _check_interval(name, interval):
-  traced = any(isinstance(end, jax.Array) for end in jax.tree.leaves(interval))
-  if interval is not None and not traced and not 0 <= interval[0] < interval[1]:
-    raise ValueError(f'{name}: interval must go from a level >= 0 up, got {interval}; put the '
-                     'lower level first')
-
-
-def _limited(denoise, limit):
-  def limited(x, sigma):
-    return limit(denoise(x, sigma))
-  limited.raw = _raw(denoise)
-  return limited
+  def at(sigma):
+    low, high = (jnp.asarray(end).astype(sigma.dtype) for end in (sigma_min, sigma_max))
+    u = jnp.clip(jnp.log(high / sigma) / jnp.log(high / low), 0, 1)
+    if shape == 'cosine':
+      u = (1 - jnp.cos(jnp.pi * u)) / 2
+    elif shape != 'linear':
+      u = u**shape
+    return 1 + (jnp.asarray(scale).astype(u.dtype) - 1) * u
+  return at

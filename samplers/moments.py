@@ -14,7 +14,8 @@ def gaussian_moments(table: table_lib.Table, mean: Any, variance: Any, *,
   For data N(mu, v) the denoiser is affine, D(x; sigma) = (v x + sigma^2 mu) / (v + sigma^2), and so
   is the whole table: its result is a number plus a weighted sum of independent normal variables,
   the start and the draws. Draws with intervals are increments of one Brownian path, see
-  `noise.brownian`: correlated where their intervals overlap. The others are independent.
+  `noise.brownian`: correlated where their intervals overlap. The others are independent. Nothing
+  is guided: both answers of a table of two are D.
 
   Args:
     table: a Table on the host.
@@ -46,7 +47,7 @@ def gaussian_moments(table: table_lib.Table, mean: Any, variance: Any, *,
       share = variance / (variance + table.sigma[r]**2)
       answer = share * state[:1]
       answer[0, 0] += (1 - share) * mean
-    state = np.tensordot(table.mix[r], np.concatenate([state, answer]), 1)
+    state = np.tensordot(table.mix[r], np.concatenate([state, *[answer] * table.answers]), 1)
     draw = pieces[r].reshape(-1, *[1] * mean.ndim)
     state[:, 2:] += table.noise[r].reshape(-1, *[1] * draw.ndim) * draw
   return state[0, 0], np.sum(state[0, 1:]**2, axis=0)

@@ -33,6 +33,10 @@ def run(table: table_lib.Table,
         state[0] = project(state[0], level[r], project_draw(r, x))
     return state[0]
 
+  Functions of `guidance` carry an attribute `answers` for tables that ask more: the unguided image
+  beside the guided one, and a memory of earlier evaluations, see `guidance_parts`. What gives but
+  one image gives it for both answers of such a table: without guidance the two are equal.
+
   Pure, so that it may be compiled, differentiated and mapped; compile it with the table as an
   argument and every table of the same numbers of rows and slots shares the program. The mix is a
   sum in a fixed order and in the precision of x, whatever the network computes in.
@@ -65,7 +69,8 @@ def run(table: table_lib.Table,
   keys = _check_key(key, x)
   sigma, mix, noise, level = (jnp.asarray(a).astype(x.dtype) for a in (
       table.sigma, table.mix, table.noise, table.level))
-  answer = _answer(denoise, guide, x)
+  count = table.mix.shape[2] - table.mix.shape[1]
+  answer = _answer(denoise, guide, x, count)
   add_noise = _noise_source(table, keys, draw, x)
   project_draw = _project_source(project, project_draw, keys)
   steps = _steps(table.level) if trajectory else None
@@ -74,47 +79,61 @@ def run(table: table_lib.Table,
     z = _like_state('project_draw', project_draw(r, x), x)
     return _like_state('project', project(image, level, z), x)
 
-  def step(state, row):
+  def step(carry, row):
+    state, memory = carry
     r, sigma, kind, mix, noise, drawn, level = row
     # The answer first, then the slots in order: slots that a table was padded with add exact
     # zeros at the end of each sum and leave its rounding alone.
-    parts = [answer(kind, state[0], sigma), *state]
-    state = [functools.reduce(jnp.add, (w[j - 1] * part for j, part in enumerate(parts)))
+    answers, memory = answer(kind, state[0], sigma, memory)
+    parts = [*answers, *state]
+    state = [functools.reduce(jnp.add, (w[j - count] * part for j, part in enumerate(parts)))
              for w in mix]
     state = add_noise(state, r, noise, drawn)
     if project is not None:
       end = jax.lax.cond(jnp.isnan(level), lambda: state[0], lambda: imputed(state[0], r, level))
       state = [end, *state[1:]]
-    return state, state[0] if trajectory else None
+    return (state, memory), state[0] if trajectory else None
 
   state = [x] + [jnp.zeros_like(x)] * (table.mix.shape[1] - 1)
+  memory = jnp.zeros_like(x) if getattr(denoise, 'remembers', False) else None
   # A row that names an interval has a draw, even if its weight is 0: a gradient may depend on it.
   drawn = jnp.any(noise != 0, axis=1) | ~jnp.isnan(jnp.asarray(table.interval)).any(axis=1)
   rows = (jnp.arange(table.mix.shape[0]), sigma, jnp.asarray(table.kind), mix, noise, drawn, level)
-  state, states = jax.lax.scan(step, state, rows, unroll=unroll)
+  (state, _), states = jax.lax.scan(step, (state, memory), rows, unroll=unroll)
   if trajectory:
     return state[0], jnp.concatenate([x[None], states[steps]])
   return state[0]
 
 
-def _answer(denoise, guide, x):
-  """Returns answer(kind, x, sigma), checked to be shaped like x and cast to its precision."""
-  def checked(name, function):
-    return lambda x, sigma: _like_state(name, function(x, sigma), x)
+def _answer(denoise, guide, x, count):
+  """Returns answer(kind, x, sigma, memory) -> (images, memory), `count` images.
 
-  def nothing(x, sigma):
+  They are checked to be shaped like x and cast to its precision.
+  """
+  def checked(name, function):
+    def one(x, sigma, memory):
+      return (_like_state(name, function(x, sigma), x),) * count, memory
+
+    def several(x, sigma, memory):
+      *images, memory = function.answers(x, sigma, memory)
+      if memory is not None:
+        memory = _like_state(f'memory of {name}', memory, x)
+      return tuple(_like_state(name, image, x) for image in images[:count]), memory
+    return several if hasattr(function, 'answers') else one
+
+  def nothing(x, sigma, memory):
     del sigma
-    return jnp.zeros_like(x)
+    return (jnp.zeros_like(x),) * count, memory
 
   raw = getattr(denoise, 'raw', denoise)
   branches = [checked('denoise', denoise), checked('guide', guide) if guide else nothing, nothing]
   if raw is not denoise:
     branches.append(checked('denoise.raw', raw))
 
-  def answer(kind, x, sigma):
+  def answer(kind, x, sigma, memory):
     if raw is denoise:  # One copy of the network in the program instead of two.
       kind = jnp.where(kind == table_lib.RAW, table_lib.DENOISE, kind)
-    return jax.lax.switch(kind, branches, x, sigma)
+    return jax.lax.switch(kind, branches, x, sigma, memory)
   return answer
 
 

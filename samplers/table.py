@@ -9,6 +9,9 @@ the network sees, one answer per row, and a linear mix of memories and answer be
 A solver is therefore a function from a grid of noise levels to these arrays. It writes a step as
 the paper does, on vectors over the basis [slot 0, slot 1, ..., answer]: with
 `x, memory, denoised = xp.eye(3)` the sum `x + dsigma * (x - denoised) / sigma` is a row of `mix`.
+
+A solver may also weigh two answers of one evaluation, the guided image and the unguided one: CFG++
+does. Its `mix` has one column more, which is all that tells it from the others.
 """
 
 import dataclasses
@@ -38,7 +41,8 @@ class Table:
     sigma: noise level at which slot 0 is evaluated, shape (rows,), > 0.
     kind: what answers, shape (rows,): 0 the denoiser; 1 the guidance term (0 without a guide);
       2 nothing, the answer is 0 and costs nothing; 3 the denoiser before thresholding.
-    mix: linear update, shape (rows, slots, slots + 1); the last column weighs the answer.
+    mix: linear update, shape (rows, slots, slots + 1); the last column weighs the answer. Of shape
+      (rows, slots, slots + 2) the last two weigh the guided answer and the unguided one.
     noise: weight of the row's one standard normal draw in each slot, shape (rows, slots).
     level: noise level of slot 0 after the row where that is a grid point, else NaN, (rows,).
     interval: noise levels between which the row's draw acts, shape (rows, 2), NaN without a draw;
@@ -76,6 +80,11 @@ class Table:
     return self.mix.shape[1]
 
   @property
+  def answers(self) -> int:
+    """Number of images that an evaluation answers with: 1, or 2, guided and unguided."""
+    return self.mix.shape[2] - self.mix.shape[1]
+
+  @property
   def nfe(self) -> int:
     """Number of network evaluations: the rows of kind 0 and 3."""
     return int(np.isin(np.asarray(self.kind), (DENOISE, RAW)).sum())
@@ -104,7 +113,7 @@ class Row(NamedTuple):
 
   Attributes:
     sigma: noise level of the evaluation, a scalar > 0.
-    mix: new content of each slot, `slots` vectors of length slots + 1.
+    mix: new content of each slot, `slots` vectors of length slots + 1, or + 2 for two answers.
     level: noise level that slot 0 reaches, NaN within a step.
     kind: one of DENOISE, GUIDE, NOTHING, RAW.
     noise: weight of the row's draw in slot 0 (a scalar) or in every slot (a sequence).
@@ -123,7 +132,7 @@ def assemble(rows: Sequence[Row], xp: Any = np) -> Table:
   """Stacks rows into a Table.
 
   Args:
-    rows: at least one Row, all with the same number of slots.
+    rows: at least one Row, all with the same numbers of slots and answers.
     xp: numpy for a checked float64 table on the host, jax.numpy for a traced one.
 
   Returns:
@@ -149,7 +158,7 @@ def assemble(rows: Sequence[Row], xp: Any = np) -> Table:
   return Table(
       sigma=array([row.sigma for row in rows]).reshape(count),
       kind=np.array([row.kind for row in rows], np.int32),
-      mix=array([list(row.mix) for row in rows]).reshape(count, slots, slots + 1),
+      mix=array([list(row.mix) for row in rows]).reshape(count, slots, -1),
       noise=array([spread(row.noise) for row in rows]).reshape(count, slots),
       level=array([row.level for row in rows]).reshape(count),
       interval=array([list(row.interval) for row in rows]).reshape(count, 2))
@@ -158,7 +167,8 @@ def assemble(rows: Sequence[Row], xp: Any = np) -> Table:
 def pad(table: Table, rows: int, slots: int) -> Table:
   """Extends a table by rows of kind 2 and idle slots; what it computes stays the same, bit for bit.
 
-  Tables padded to the same `rows` and `slots` share one compiled program, whatever their NFE.
+  Tables padded to the same `rows` and `slots` share one compiled program, whatever their NFE; those
+  of two answers share another.
 
   Args:
     table: a Table on the host.
@@ -176,10 +186,10 @@ def pad(table: Table, rows: int, slots: int) -> Table:
       raise ValueError(f'pad: {what} must be at least those of the table, {have}, got {want}; pad '
                        'to the largest of the tables that share a program')
   more = rows - table.rows
-  mix = np.zeros((rows, slots, slots + 1))
+  mix = np.zeros((rows, slots, slots + table.answers))
   mix[:, np.arange(slots), np.arange(slots)] = 1  # Idle slots and rows keep what they hold.
-  mix[:table.rows, :table.slots, :table.slots] = table.mix[:, :, :-1]
-  mix[:table.rows, :table.slots, -1] = table.mix[:, :, -1]
+  mix[:table.rows, :table.slots, :table.slots] = table.mix[:, :, :table.slots]
+  mix[:table.rows, :table.slots, slots:] = table.mix[:, :, table.slots:]
 
   def extend(values, fill):
     return np.concatenate([values, np.full((more, *values.shape[1:]), fill, values.dtype)])
@@ -195,7 +205,8 @@ def first_step_for_free(table: Table, xp: Any = np) -> Table:
   At a high first level x is almost pure noise, and so eps nearly x / sigma; divided by
   sqrt(1 + sigma^2) instead it has unit variance for data of unit variance, and the two agree as
   sigma grows. The answer D = x - sigma eps is linear in x, so it folds into the mix of a row of
-  kind 2. A threshold on D would not act here: for x = sigma z, |D| <= 0.301 |z| at any sigma.
+  kind 2; where there are two answers it is both. A threshold on D would not act here: for
+  x = sigma z, |D| <= 0.301 |z| at any sigma.
 
   Source: Dockhorn et al. 2022 (GENIE), arXiv:2210.05475, Sec. 3.2.
 
@@ -216,9 +227,10 @@ def first_step_for_free(table: Table, xp: Any = np) -> Table:
   sigma = table.sigma[first]
   root = xp.sqrt(1 + sigma**2)
   denoised = 1 / (root * (root + sigma))  # D / x = 1 - sigma / root, without its cancellation.
-  head = table.mix[first]
-  head = xp.concatenate([head[:, :1] + denoised * head[:, -1:], head[:, 1:-1],
-                         xp.zeros_like(head[:, -1:])], axis=1)
+  head, slots = table.mix[first], table.slots
+  answered = xp.sum(head[:, slots:], axis=1, keepdims=True)
+  head = xp.concatenate([head[:, :1] + denoised * answered, head[:, 1:slots],
+                         xp.zeros_like(head[:, slots:])], axis=1)
   kind = table.kind.copy()
   kind[first] = NOTHING
   mix = xp.concatenate([table.mix[:first], head[None], table.mix[first + 1:]])
@@ -228,6 +240,8 @@ def first_step_for_free(table: Table, xp: Any = np) -> Table:
 def denoise_at_end(table: Table, sigma: Any, xp: Any = np) -> Table:
   """Appends one evaluation at the last level whose answer, before thresholding, is the result.
 
+  Of two answers the guided one is.
+
   Args:
     table: a Table that ends at a level > 0.
     sigma: that level.
@@ -236,7 +250,8 @@ def denoise_at_end(table: Table, sigma: Any, xp: Any = np) -> Table:
   Returns:
     A Table with one more row, of kind 3, which ends at level 0.
   """
-  _, *memory, denoised = xp.eye(table.slots + 1)
+  basis = xp.eye(table.slots + table.answers)
+  memory, denoised = basis[1:table.slots], basis[table.slots]
   last = assemble([Row(sigma, [denoised, *memory], level=0.0, kind=RAW)], xp)
 
   def append(name):
@@ -246,9 +261,10 @@ def denoise_at_end(table: Table, sigma: Any, xp: Any = np) -> Table:
 
 
 def _check(table: Table) -> None:
-  if table.mix.ndim != 3 or table.mix.shape[2] != table.mix.shape[1] + 1 or not table.mix.size:
+  if table.mix.ndim != 3 or table.answers not in (1, 2) or not table.mix.size:
     raise ValueError('Table: mix must have shape (rows, slots, slots + 1) with rows and slots >= 1'
-                     f', got {table.mix.shape}; the last column weighs the answer')
+                     f', got {table.mix.shape}; the last column weighs the answer, and of slots + '
+                     '2 the last two weigh the guided and the unguided one')
   rows, slots = table.rows, table.slots
   shapes = {'sigma': (rows,), 'kind': (rows,), 'noise': (rows, slots), 'level': (rows,),
             'interval': (rows, 2)}

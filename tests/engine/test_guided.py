@@ -120,6 +120,62 @@ def test_autoguidance_by_a_weaker_model_within_its_levels(tmp_path):
   assert manifest['guidance'] == {'method': 'cfg_plus_plus', 'scale': 0.4}
 
 
+METHODS = {
+    'rescale': {'phi': 0.5, 'space': 'eps'}, 'apg': {'momentum': -0.5, 'norm_threshold': 2.0},
+    'cfg_zero_star': {'zero_above': 50.0}, 'tcfg': {'interval': '0,50'}, 'mambo_g': {'ramp': '2'},
+    'fresca': {'freq_cutoff': 2, 'negative': 5}, 'cfg_norm': {'ramp': 'cosine'},
+    'perp_neg': {'negative': 5, 'negative_scale': 0.5},
+    'cfg_plus_plus': {'solver__name': 'dpmpp_2m_cfg_pp', 'scale': 0.5}}
+
+
+def test_every_method_is_run_below():
+  assert {*METHODS, 'classifier_free'} == {*guidance.METHODS, 'cfg_plus_plus'}
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_from_its_fields_to_its_images(tmp_path, method):
+  """Against `samplers.run` with the guidance built by hand; the manifest tells the fields."""
+  fields = {'scale': 3.0, **METHODS[method]}
+  solver = fields.pop('solver__name', 'euler')
+  plan = get_plan(tmp_path, **{**FREE, 'schedule__num_steps': 2, 'solver__name': solver},
+                  guidance__method=method,
+                  **{f'guidance__{field}': value for field, value in fields.items()})
+  seen = samples(plan)
+  generate.run(plan)
+  told = json.loads((tmp_path / 'manifest.json').read_text())['guidance']
+  scale, interval, ramp = told.pop('scale'), told.pop('interval', None), told.pop('ramp', None)
+  negative = told.pop('negative', None)
+  assert told.pop('method') == method
+  model, wanted = plan.model, jnp.array([3, 8, 3, 8])
+  if ramp:
+    scale = guidance.ramp(scale, model.sigma_min, model.sigma_max, ramp)
+
+  def under(label):
+    return lambda x, sigma: model.denoise(x, sigma, jnp.full(4, label))
+  others = [under(-1 if negative is None else negative)]
+  if method == 'perp_neg':
+    others, told['denoise_negative'] = [under(-1)], under(negative)
+  name = 'classifier_free' if method == 'cfg_plus_plus' else method
+  denoise = guidance.METHODS[name](lambda x, sigma: model.denoise(x, sigma, wanted), *others,
+                                   scale, interval=interval, **told)
+  table = samplers.make(solver, plan.sigmas)
+  assert table.answers == 1 + (method == 'cfg_plus_plus')
+  expected = jax.jit(lambda x: samplers.run(table, denoise, x))(
+      np.asarray(plan.sigmas[0] * latents(plan), np.float32))
+  np.testing.assert_allclose(seen, expected, atol=2e-4)  # Of values of size 1 to 80, in float32.
+  assert np.isfinite(seen).all()
+
+
+def test_values_of_options_share_a_program_and_their_kinds_do_not(tmp_path):
+  def program(name, **fields):
+    return generate.sampler_of(get_plan(tmp_path / name, **FREE, guidance__method='apg',
+                                        **{f'guidance__{k}': v for k, v in fields.items()}))[0]
+  one = program('a', eta=0.3, norm_threshold=1.0, ramp='2')
+  assert program('b', eta=0.5, norm_threshold=0.0, ramp='2', scale=7.0, negative=3) is one
+  assert program('c', eta=0.3, norm_threshold=1.0, ramp='linear') is not one
+  assert program('d', momentum=0.0) is program('e')
+
+
 def test_splitting_asks_the_trained_classifier_in_rows_of_its_own(tmp_path):
   plan = get_plan(tmp_path, **{**FREE, 'solver__name': 'stsp'}, guidance__scale=2.0,
                   guidance__classifier='digits_classifier')
@@ -153,6 +209,20 @@ def test_splitting_asks_the_trained_classifier_in_rows_of_its_own(tmp_path):
     ({'guidance__interval': '0,1'}, 'guidance.interval: must be left out without guidance'),
     ({'guidance__method': 'cfg_plus_plus', 'guidance__interval': '0,1'},
      "interval: must be left out with the method 'cfg_plus_plus'"),
+    ({'guidance__method': 'apg', 'solver__name': 'euler_cfg_pp'},
+     "method: must be 'cfg_plus_plus' with the solver euler_cfg_pp, got 'apg'; or take euler"),
+    ({'guidance__eta': 0.5}, 'guidance.eta: must be left out without guidance, got 0.5'),
+    ({'guidance__method': 'rescale', 'guidance__eta': 0.5},
+     "guidance.eta: must be left out with the method 'rescale', got 0.5; it is of apg"),
+    ({'guidance__method': 'apg', 'guidance__momentum': -1.0}, 'apg: momentum must be between -1'),
+    ({'guidance__method': 'apg', 'guidance__momentum': -0.5, 'solver__name': 'dpm_adaptive'},
+     'momentum: must be 0 with a solver that is no table, got -0.5 with dpm_adaptive'),
+    ({'guidance__method': 'perp_neg'}, "negative: must be given with the method 'perp_neg', got"),
+    ({'guidance__method': 'tcfg', 'guidance__negative': 10}, 'class or prompt, 0 to 9, got 10'),
+    ({'guidance__method': 'autoguidance', 'guidance__weak': 'digits_early',
+      'guidance__interval': '0,1', 'guidance__negative': 1}, "left out with the method 'autogui"),
+    ({'guidance__method': 'tcfg', 'guidance__ramp': '-1'}, "ramp: must be 'linear', .* got '-1'"),
+    ({'guidance__method': 'cfg_plus_plus', 'guidance__ramp': '2'}, 'ramp: must be left out with'),
 ])
 def test_bad_guidance_by_networks_is_refused(tmp_path, fields, message):
   with pytest.raises(ValueError, match=message):

@@ -1,6 +1,5 @@
-"""Guidance and limits on the denoised image."""
+"""Guidance and limits on the denoised image; `test_guidance_methods` has the recorded numbers."""
 
-import collections
 import itertools
 
 import jax
@@ -10,7 +9,6 @@ import pytest
 
 import samplers
 from samplers import guidance
-from tests import reference
 
 RNG = np.random.default_rng(0)
 
@@ -49,46 +47,6 @@ def test_bad_quantile(quantile):
 
 
 # -- Guidance -------------------------------------------------------------------------------------
-
-MANIFEST, ARRAYS = reference.load('guidance')
-CASES = {case['id']: case for case in MANIFEST['cases']}
-INPUTS = ARRAYS['inputs']
-HERE = {'cfg': 3, 'interval': 2, 'autoguidance': 2, 'cfgpp_scale': 1}
-LATER = {'rescale': 4, 'apg': 5, 'cfg_zero_star': 3, 'tcfg': 2, 'mambo_g': 2, 'fresca': 2,
-         'cfg_norm': 1, 'perp_neg': 2}
-
-
-def test_every_case_is_here_or_left_out_by_name():
-  assert collections.Counter(case['method'] for case in CASES.values()) == HERE | LATER
-
-
-def stored(name):
-  """A denoiser that knows its answers at the five levels."""
-  return lambda x, sigma: jnp.asarray(INPUTS[name])[jnp.argmin(
-      jnp.abs(jnp.asarray(INPUTS['sigma']) - sigma))]
-
-
-def guided_by(case):
-  options, cond, uncond = case['options'], stored('denoised_cond'), stored('denoised_uncond')
-  if case['method'] == 'autoguidance':
-    return guidance.autoguidance(uncond, stored('denoised_bad'), options['scale'])
-  if case['method'] == 'cfgpp_scale':
-    # Levels that are no grid: the next one of each goes beside it.
-    def one(x, sigma):
-      i = int(np.argmin(abs(INPUTS['sigma'] - sigma)))
-      pair = [INPUTS['sigma'][i], options['sigma_next'][i]]
-      return guidance.cfg_plus_plus(cond, uncond, options['scale'], np.array(pair))(x, sigma)
-    return one
-  interval = (options['sigma_lo'], options['sigma_hi']) if case['method'] == 'interval' else None
-  return guidance.classifier_free(cond, uncond, options['scale'], interval)
-
-
-@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case['method'] in HERE])
-def test_reference(name):
-  guided = guided_by(CASES[name])
-  for level, x, expected in zip(INPUTS['sigma'], INPUTS['x'], ARRAYS['cases'][name], strict=True):
-    np.testing.assert_allclose(guided(jnp.asarray(x), level), expected, rtol=0,
-                               atol=CASES[name]['atol'])
 
 
 def one(x, sigma):
@@ -148,6 +106,23 @@ def test_one_call_of_the_network_or_two(sigma):
 def test_bad_number_of_calls():
   with pytest.raises(ValueError, match='paired: calls must be 1 or 2, got 3; 1 is faster'):
     guidance.paired(lambda x, sigma, condition: x, 0, 0, calls=3)
+  with pytest.raises(ValueError, match='paired: calls must be 1 or 3, got 2; 1 is faster, 3 needs'):
+    guidance.paired(lambda x, sigma, condition: x, 0, 0, calls=2, negative=0)
+
+
+def test_three_answers_in_one_call_or_three():
+  sizes = []
+
+  def evaluate(x, sigma, condition):
+    sizes.append(len(x))
+    return condition.reshape(-1, 1, 1, 1) - 0.3 * x
+  conditions = [np.full(3, value) for value in (1.0, 0.0, -2.0)]
+  for calls, expected in ((1, [9]), (3, [3, 3, 3])):
+    sizes.clear()
+    several = guidance.paired(evaluate, *conditions[:2], calls, negative=conditions[2])
+    for seen, condition in zip(several(X, 1.0), conditions, strict=True):
+      np.testing.assert_allclose(seen, evaluate(X, 1.0, condition), rtol=1e-12)
+    assert sizes[:calls] == expected
 
 
 def test_outside_of_the_interval_the_other_answer_does_not_matter():

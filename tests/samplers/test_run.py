@@ -67,6 +67,17 @@ def test_run_is_its_definition():
   np.testing.assert_allclose(states, expected_states, rtol=1e-12)
 
 
+def test_what_gives_one_image_gives_both_answers():
+  """Of a row of any kind: the two columns of the answers count together."""
+  table, x = random_table(noisy=False), images()
+  share = np.random.default_rng(1).random((6, 3, 1))
+  two = dataclasses.replace(table, mix=np.concatenate(
+      [table.mix[..., :-1], share * table.mix[..., -1:], (1 - share) * table.mix[..., -1:]], -1))
+  ends = [samplers.run(either, samplers.guidance.clip(DENOISE), x, guide=lambda x, sigma: x * sigma)
+          for either in (table, two)]
+  np.testing.assert_allclose(*ends, rtol=1e-12)
+
+
 def one_row(kind):
   """x <- x + answer, on one slot."""
   return samplers.Table(sigma=np.ones(1), kind=np.array([kind], np.int32),
@@ -254,6 +265,14 @@ def test_answers_of_another_shape():
     samplers.run(one_row(0), lambda x, sigma: x[..., :1], images())
   with pytest.raises(ValueError, match='guide must return an image batch like x'):
     samplers.run(one_row(1), DENOISE, images(), guide=lambda x, sigma: x[0])
+
+
+def test_memories_of_another_shape():
+  def guided(x, sigma):
+    return x
+  guided.answers, guided.remembers = lambda x, sigma, memory: (x, x, memory[..., :1]), True
+  with pytest.raises(ValueError, match='memory of denoise must return an image batch like x'):
+    samplers.run(one_row(0), guided, images())
 
 
 def test_draws_and_projections_of_another_shape():

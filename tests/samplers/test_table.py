@@ -21,6 +21,12 @@ def test_counts():
   assert table(kind=np.array([1, 2], np.int32)).nfe == 0
 
 
+def test_answers_are_told_by_the_shape():
+  two = table(mix=np.ones((2, 1, 3)))
+  assert (two.answers, two.slots, table().answers) == (2, 1, 1)
+  assert samplers.pad(two, 3, 4).mix.shape == (3, 4, 6)
+
+
 def test_is_a_pytree_of_arrays_alone():
   leaves, structure = jax.tree.flatten(table())
   assert len(leaves) == 6 and all(isinstance(leaf, np.ndarray) for leaf in leaves)
@@ -29,6 +35,7 @@ def test_is_a_pytree_of_arrays_alone():
 
 @pytest.mark.parametrize('changes, message', [
     ({'mix': np.ones((2, 2, 2))}, r'mix must have shape \(rows, slots, slots \+ 1\).*got \(2, 2'),
+    ({'mix': np.ones((2, 1, 4))}, r'mix .*got \(2, 1, 4\); .* the last two weigh the guided'),
     ({'mix': np.ones((0, 1, 2))}, 'mix must have shape .* rows and slots >= 1, got'),
     ({'sigma': np.ones(3)}, r'sigma must have shape \(2,\), got \(3,\); mix has shape \(2, 1, 2\)'),
     ({'noise': np.zeros(2)}, r'noise must have shape \(2, 1\)'),
