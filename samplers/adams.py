@@ -179,7 +179,8 @@ def deis(levels: Sequence[Any], *, max_order: int = 3, mode: str = 'tab',
   if checks.is_zero(levels[-1]):
     raise ValueError("deis: sigmas must end above 0 with mode 'tab', got a last level 0; end at "
                      "sigma_min and add denoise_to_zero, or use mode='rhoab'")
-  low, high = _DEIS_RANGE if constants == 'published' else (levels[-1], levels[0])
+  low, high = _DEIS_RANGE if constants == 'published' else (
+      (levels[-1], levels[0]) if xp is not np else (min(levels), max(levels)))  # It may rise.
   if xp is np:
     levels_lib.check_vp_range('deis', low, high, epsilon_s)
   beta = levels_lib.vp_constants(low, high, epsilon_s, xp=xp)

@@ -94,6 +94,9 @@ def steps(levels: Any, *, r: Any, weight: Any, scale_dir: Any, scale_time: Any, 
     m_k = s'^r_k s^^(1 - r_k),  y_k = x + (m_k - s^) d,  g_k = (y_k - D(y_k; a_k m_k)) / m_k,
     x' = x + (s' - s^) sum_k w_k c_k g_k.
 
+  Published numbers, which go by the interval of the grid they were learned on, are run by this. The
+  registry does not have it: at r = 1/2, w = c = a = 1, gamma = 0, for want of others, it is `dpm`.
+
   Source: Wang et al. 2025 (AdaSDE), arXiv:2510.23285.
 
   Args:
@@ -111,10 +114,13 @@ def steps(levels: Any, *, r: Any, weight: Any, scale_dir: Any, scale_time: Any, 
     and ends at no grid point, so that trajectories hold the state before it.
 
   Raises:
-    ValueError: if xp is numpy, and the numbers are not shaped (n, K), gamma is below 0, or what
-      they make is no Table.
+    ValueError: if xp is numpy, and the grid ends in 0, the numbers are not shaped (n, K), gamma is
+      below 0, or what they make is no Table.
   """
   if xp is np:
+    if checks.is_zero(levels[-1]):
+      raise ValueError('adasde: sigmas must end above 0, got a last level 0; end the grid at '
+                       'sigma_min, where numbers were learned')
     r, weight, scale_dir, scale_time, gamma = _checked(
         len(levels) - 1, dict(zip(NUMBERS, (r, weight, scale_dir, scale_time, gamma), strict=True)))
   points = r.shape[1]

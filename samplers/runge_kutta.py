@@ -252,9 +252,10 @@ def rk(levels: Sequence[Any], *, order: int = 2, c: float = 1.0, schedule: str =
   checks.check_choice('rk', 'scaling', scaling, ('none', 'vp'))
   if xp is np:
     checks.check_node('rk', 'c', c, '1 is Heun')
-  lowest = levels[-2] if checks.is_zero(levels[-1]) else levels[-1]
-  low = lowest if sigma_min is None else sigma_min
-  high = levels[0] if sigma_max is None else sigma_max
+  ends = levels[0], levels[-2] if checks.is_zero(levels[-1]) else levels[-1]
+  high, low = ends if xp is not np else (max(ends), min(ends))  # A grid may rise.
+  low = low if sigma_min is None else sigma_min
+  high = high if sigma_max is None else sigma_max
   if xp is np and schedule == 'vp':
     levels_lib.check_vp_range('rk', low, high, epsilon_s)
     if high < levels[0] * (1 - 1e-9):

@@ -64,6 +64,30 @@ CASES = [
     Case('etd', {}, 2, nfe=_twice), Case('etd', {'c2': 1.0}, 2, nfe=_twice),
     Case('etd', {'prediction': 'noise', 'butcher': 'b', 'c2': 0.7}, 2, nfe=_twice),
     Case('etd', {'prediction': 'F'}, 2, nfe=_twice),
+    Case('dpmpp', {'solver_type': 'heun'}, 2), Case('res_multistep', {}, 2),
+    Case('gradient_estimation', {}, 1), Case('gradient_estimation', {'gamma': 1.5}, 2),
+    Case('exp_heun', {}, 2, nfe=_twice), Case('seeds', {'eta': 0.0}, 2, nfe=_twice),
+    # Without guidance both answers are one, and these the solvers that they are named after.
+    Case('euler_cfg_pp', {}, 1), Case('euler_ancestral_cfg_pp', {'eta': 0.0}, 1),
+    Case('dpmpp_2m_cfg_pp', {}, 2),
+    Case('dpmpp_2s_ancestral_cfg_pp', {'eta': 0.0}, 2, nfe=_twice),
+    Case('gradient_estimation_cfg_pp', {}, 1),
+    Case('gradient_estimation_cfg_pp', {'gamma': 1.5}, 2),
+    Case('heunpp2', {}, 1, nfe=lambda n: 3 * n - 3),
+    Case('pndm', {}, 2, nfe=lambda n: n + min(9, 3 * n)),
+    Case('flow_heun', {}, 2, nfe=_twice), Case('euler_ancestral_rf', {'eta': 0.0}, 1),
+    Case('tcd', {'gamma': 0.0}, 1), Case('dpm_solver_singlestep', {'order': 1}, 1),
+    *[Case('dpm_solver_singlestep', {'prediction': given, 'solver': solver}, 2)
+      for given in ('data', 'noise') for solver in ('dpmsolver', 'taylor')],
+    # The last steps, of orders 2 and 1 where 3 divides n, leave order 2.
+    *[Case('dpm_solver_singlestep', {'order': 3, **more}, 2)
+      for more in ({}, {'prediction': 'noise', 'spacing': 'logsnr'}, {'solver': 'taylor'})],
+    *[Case('er_sde', {'order': p, 'scale': 'ode'}, p) for p in (1, 2)],
+    *[Case('sa_solver', {'tau': 0.0, 'predictor_order': p, 'corrector_order': q, 'rescale': False},
+           max(p, q)) for p, q in ((1, 0), (2, 0), (3, 0), (1, 2), (2, 3), (3, 4))],
+    Case('sa_solver', {'tau': 0.0, 'predictor_order': 2, 'corrector_order': 2}, 2),
+    Case('sa_solver', {'tau': 0.0, 'prediction': 'noise'}, 4),
+    Case('sa_solver', {'tau': 0.0, 'mode': 'PECE'}, 4, nfe=lambda n: 2 * n - 1),
 ]
 
 # Weights for equal steps: order 1 and 2 hold on any smooth grid, since the step ratio is
@@ -75,19 +99,23 @@ EQUAL_STEPS += [Case(name, {'order': p}, p) for p in (1, 2, 3, 4) for name in ('
 PUBLISHED_SUM = [Case('deis', {'max_order': p}, p, to_zero=False) for p in (2, 3, 4)]
 # D2 is half of the second derivative.
 PUBLISHED_THIRD = [*[Case('dpmpp', {'max_order': 3, 'predict_x0': data}, 2)
-                     for data in (True, False)], Case('dpmpp_3m_sde', {'eta': 0.0}, 2)]
+                     for data in (True, False)], Case('dpmpp_3m_sde', {'eta': 0.0}, 2),
+                   Case('er_sde', {'scale': 'ode'}, 2)]  # Its first derivative is of first order.
 
 # Too many rows for that law, on the number of steps that it takes: `test_seeds` has their order.
 THREE_STAGES = [Case('etd', {'order': 3, 'prediction': given, 'butcher': letter}, 3,
                      nfe=lambda n: 3 * n)
                 for given, letter in (('data', 'a'), ('noise', 'b'), ('F', 'a'))]
 
-ALL = CASES + EQUAL_STEPS + PUBLISHED_SUM + PUBLISHED_THIRD + THREE_STAGES
+# Its error on that law's problem crosses 0 among its steps: `test_er_sde` has the order.
+CORRECTED = [Case('er_sde', {'scale': 'ode', 'corrected': True}, 3)]
+
+ALL = CASES + EQUAL_STEPS + PUBLISHED_SUM + PUBLISHED_THIRD + THREE_STAGES + CORRECTED
 
 
 def with_full_order(case):
   """Options of the case without the low-order end that some solvers have by default."""
-  lowered = case.name == 'unipc' or case.name == 'dpmpp'
+  lowered = case.name in ('unipc', 'dpmpp', 'sa_solver')
   return {**case.options, 'lower_order_final': False} if lowered else case.options
 
 
@@ -106,9 +134,20 @@ STOCHASTIC = [
       for given in ('data', 'noise', 'F')],
     Case('seeds', {'c2': 1.0}, 2),
     Case('seeds', {'order': 3, 'butcher': 'b'}, 2),
+    Case('dpmpp', {'eta': 0.5, 'max_order': 3}, 2),
+    Case('dpmpp', {'eta': 1.0, 'predict_x0': False}, 2),
+    Case('res_multistep', {'eta': 1.0}, 2), Case('exp_heun', {'eta': 0.5}, 2),
+    Case('seeds', {'eta': 0.5}, 2),
+    Case('seeds', {'eta': 0.5, 'order': 3, 'prediction': 'noise', 'c2': 0.25, 'c3': 0.7}, 2),
+    Case('lcm', {}, 1), Case('tcd', {}, 1), Case('euler_ancestral_rf', {}, 1),
+    Case('euler_ancestral_cfg_pp', {}, 1), Case('dpmpp_2s_ancestral_cfg_pp', {}, 2, nfe=_twice),
+    Case('er_sde', {}, 2), Case('er_sde', {'order': 1, 'scale': 'sde'}, 1),
+    Case('sa_solver', {'tau': 1.0}, 2),
+    Case('sa_solver', {'predictor_order': 2, 'corrector_order': 2, 'tau': 0.7, 'mode': 'PECE'}, 2),
 ]
 
 # Of those, the ones whose draws lie on one Brownian path: neither noise that raises the level nor
 # noise that is new as a whole does. (dpm_fast's do, but it has 7 and 14 steps for 20 and 40 NFE.)
 REFINES = [case for case in STOCHASTIC
-           if 'S_churn' not in case.options and case.name not in ('consistency', 'dpm_fast')]
+           if 'S_churn' not in case.options and case.name not in (
+               'consistency', 'lcm', 'tcd', 'dpm_fast')]

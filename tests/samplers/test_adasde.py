@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 import samplers
-from samplers import adasde, epd, learned, moments, table as table_lib
+from samplers import adasde, epd, learned, table as table_lib
 from tests import reference
+from tests.samplers import beyond_cases
 
-MANIFEST, FILES = reference.load('adasde')
-CASES = {case['id']: case for case in MANIFEST['cases']}
-ARRAYS, NOISE = FILES['cases'], FILES['noise']['noise']
-SHARED = reference.load('beyond_solvers')[1]  # Mixture and latents of the same runs.
+CASES = beyond_cases.family('adasde')
 
 GRID = samplers.schedule('polynomial', 2, 0.05, 10.0)
 LATENTS = np.random.default_rng(0).standard_normal((4, 4, 4, 3))
@@ -20,7 +18,7 @@ LATENTS = np.random.default_rng(0).standard_normal((4, 4, 4, 3))
 
 @pytest.fixture(scope='module')
 def denoise():
-  return reference.mixture_denoiser(SHARED['mixture'])
+  return reference.mixture_denoiser(beyond_cases.ARRAYS['mixture'])
 
 
 @pytest.fixture(scope='module')
@@ -33,32 +31,6 @@ def distance(denoise):
   return jax.jit(jax.value_and_grad(value))
 
 
-def steps(case):
-  params = case['options']['params']
-  numbers = {name: np.array([step[name] for step in params]) for name in adasde.NUMBERS}
-  return adasde.steps(ARRAYS[f'grid/{case["grid"]}'], **numbers)
-
-
-def linear_map(table):
-  """As `reference.linear_map`, with a column for every event: evaluations and draws in turn."""
-  draws = np.any(table.noise != 0, axis=1)
-  events = table.nfe + int(draws.sum())
-  state = np.zeros((table.slots, 1 + events))
-  state[0, 0] = table.sigma[0]
-  inputs, column = [], 0
-  for kind, mix, noise, drawn in zip(table.kind, table.mix, table.noise, draws, strict=True):
-    answer = np.zeros((1, 1 + events))
-    if kind == table_lib.DENOISE:
-      inputs.append(state[0])
-      column += 1
-      answer[0, column] = 1
-    state = mix @ np.concatenate([state, answer])
-    if drawn:
-      column += 1
-      state[:, column] += noise
-  return np.stack([*inputs, state[0]])
-
-
 def numbers_at_random(seed, points=2, count=2):
   rng = np.random.default_rng(seed)
   return {name: rng.standard_normal((count, points)) for name in (*epd.TABLES, 'gamma_params')}
@@ -69,29 +41,13 @@ def test_every_case_is_here():
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_published_runs(name, denoise):
-  """Cost, levels, the whole run as a matrix, moments on Gaussian data, samples with their noise."""
+def test_published_runs(name):
   case = CASES[name]
-  table = steps(case)
-  assert (table.nfe, table.slots) == (case['nfe'], case['slots'])
-  np.testing.assert_allclose(reference.evaluation_levels(table), ARRAYS[f'{name}/eval_sigma'],
-                             rtol=1e-12)
-  draws = np.any(table.noise != 0, axis=1)
-  evaluations = np.cumsum(table.kind == table_lib.DENOISE)
-  assert (evaluations[draws] - 1).tolist() == case['noise_rows']
-  # Entries of the map reach 80 on the first level, where rounding in another order is 1e-14.
-  np.testing.assert_allclose(linear_map(table), ARRAYS[f'{name}/linear_map'], rtol=0, atol=1e-11)
-
-  data, expected = (0.7, 0.5**2), case['gaussian']
-  mean, variance = moments.gaussian_moments(table, *data)
-  np.testing.assert_allclose(mean, expected['const'], rtol=1e-12)
-  np.testing.assert_allclose(variance, expected['latent']**2 + expected['variance'], rtol=1e-12)
-
-  number = jnp.asarray(np.cumsum(draws) - 1)
-  final = samplers.run(samplers.pad(table, 20, 3), denoise,
-                       jnp.asarray(table.sigma[0] * SHARED['latents']['latents']),
-                       draw=lambda row, x: jnp.asarray(NOISE)[number[row]])
-  np.testing.assert_allclose(final, ARRAYS[f'{name}/final'], rtol=0, atol=case['atol'])
+  params = case['options']['params']
+  table = adasde.steps(beyond_cases.grid(case), **{
+      number: [step[number] for step in params] for number in adasde.NUMBERS})
+  assert table.slots == case['slots']
+  beyond_cases.check(table, case)
 
 
 def test_gradients_are_those_of_differences(distance):
@@ -160,6 +116,13 @@ def test_without_noise_it_is_epd(points, afs, denoise):
   np.testing.assert_allclose(*ends, rtol=1e-11, atol=1e-12)
 
 
+def test_without_learned_numbers_it_is_dpm():
+  numbers = {key: np.ones((2, 1)) for key in adasde.NUMBERS}
+  table = adasde.steps(GRID, **numbers | {'r': np.full((2, 1), 0.5), 'gamma': np.zeros((2, 1))})
+  np.testing.assert_allclose(*(reference.linear_map(made) for made in (
+      table, samplers.make('dpm', GRID))), atol=1e-12)
+
+
 def test_cost_and_first_numbers():
   design = learned.design('adasde', GRID, num_points=2, gamma=0.3, afs=True)
   assert design.nfe == design.calls == 5 and design.draws and design.loss == 'end'
@@ -194,3 +157,9 @@ def test_bad_numbers_are_explained(name, value, message):
   numbers = {key: np.ones((2, 1)) for key in adasde.NUMBERS} | {name: value}
   with pytest.raises(ValueError, match=message):
     adasde.steps([3.0, 2.0, 1.0], **numbers)
+
+
+def test_a_grid_to_0_is_refused():
+  """All inner levels of its last step would be 0."""
+  with pytest.raises(ValueError, match='adasde: sigmas must end above 0, got a last level 0; end'):
+    adasde.steps([3.0, 2.0, 0.0], **{key: np.ones((2, 1)) for key in adasde.NUMBERS})

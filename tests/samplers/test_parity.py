@@ -21,7 +21,6 @@ MAP_TOLERANCE = 1e-9
 ODE, ODE_ARRAYS = reference.load('ode')
 EDM, EDM_ARRAYS = reference.load('edm')
 KD, KD_ARRAYS = reference.load('kdiffusion')
-BEYOND, BEYOND_ARRAYS = reference.load('beyond_solvers')
 
 _ODE_NAMES = {'dpm_2': 'dpm', 'dpm_pp': 'dpmpp'}
 # k-diffusion samplers that are ours under another name, and what turns their noise off.
@@ -49,7 +48,7 @@ KD_CASES = {case['id']: case for case in KD['cases'] if kd_deterministic(case)}
 
 
 def test_every_deterministic_case_is_here():
-  assert len(ODE_CASES) == 127 and len(BEYOND['cases']) == 4
+  assert len(ODE_CASES) == 127
   assert collections.Counter(case['solver'] for case in ODE_CASES.values()) == {
       'euler': 6, 'heun': 6, 'dpm_2': 8, 'ipndm': 11, 'ipndm_v': 10, 'deis': 22, 'dpm_pp': 28,
       'unipc': 36}
@@ -64,7 +63,7 @@ def test_every_deterministic_case_is_here():
 
 @functools.cache
 def denoiser(area, mixture, thresholded=False):
-  arrays = {'ode': ODE_ARRAYS, 'edm': EDM_ARRAYS, 'kd': KD_ARRAYS, 'beyond': BEYOND_ARRAYS}
+  arrays = {'ode': ODE_ARRAYS, 'edm': EDM_ARRAYS, 'kd': KD_ARRAYS}
   denoise = reference.mixture_denoiser(arrays[area][mixture])
   return samplers.guidance.dynamic_threshold(denoise) if thresholded else denoise
 
@@ -232,18 +231,3 @@ def test_ddim_with_eta_replays_recorded_noise(name):
   x = start(table, KD_ARRAYS['latents']['latents'])
   final = samplers.run(table, denoiser('kd', 'mixture'), x, draw=lambda r, x: noise[r])
   np.testing.assert_allclose(final, arrays[f'{name}/final'], rtol=0, atol=case['atol'])
-
-
-# -- DPM-Solver with the exact third order --------------------------------------------------------
-
-
-@pytest.mark.parametrize('case', BEYOND['cases'], ids=lambda case: case['id'])
-def test_exact_third_order(case):
-  arrays, options = BEYOND_ARRAYS['cases'], case['options']
-  table = samplers.make('dpmpp', arrays[f'grid/{case["grid"]}'], max_order=3, third='exact',
-                        predict_x0=options['prediction'] == 'data',
-                        lower_order_final=options['orders'][-1] == 1)
-  assert table.nfe == case['nfe'] and table.slots == case['slots']
-  check_map(table, arrays[f'{case["id"]}/linear_map'])
-  final = sample(table, denoiser('beyond', 'mixture'), BEYOND_ARRAYS['latents']['latents'])
-  np.testing.assert_allclose(final, arrays[f'{case["id"]}/final'], rtol=0, atol=case['atol'])
