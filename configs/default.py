@@ -19,6 +19,7 @@ from configs import (
     distilling,
     evaluating,
     learning,
+    measuring,
     searching,
     training,
 )
@@ -85,7 +86,11 @@ def get_config() -> ml_collections.ConfigDict:
   # 'classifier': by the gradient of a classifier of noisy images; splitting solvers (ltsp, stsp)
   #   take it in steps of its own.
   # 'classifier_free': away from what the model says without a class.
-  # 'cfg_plus_plus': the same with a step that stays on the unguided noise, for euler and ddim.
+  # 'rescale', 'apg', 'cfg_zero_star', 'tcfg', 'mambo_g', 'fresca', 'cfg_norm': ways to do that
+  #   without its harm at large scales, see samplers/guidance_methods.py and guidance_projected.py.
+  # 'perp_neg': also away from config.guidance.negative, as far as that is not what is wanted.
+  # 'cfg_plus_plus': steps that stay on the unguided noise, scale 0 to 1; solvers named *_cfg_pp,
+  #   euler and ddim.
   # 'autoguidance': away from what a weaker model says.
   config.guidance = ml_collections.ConfigDict()
   config.guidance.method = config_dict.placeholder(str)  # None: 'classifier' where one is given.
@@ -95,7 +100,15 @@ def get_config() -> ml_collections.ConfigDict:
   # A larger one trades variety for likeness; between two networks 1 is none.
   config.guidance.scale = 1.0
   config.guidance.interval = config_dict.placeholder(str)  # Guided levels, '0.3,5'; None: all.
-  config.guidance.calls = 1  # Of the network for both answers: 1 (in one batch), or 2.
+  # The scale grows from 1 at the model's highest level to itself at the lowest: 'linear' in the
+  # logarithm of the level, 'cosine', or a power of the linear way, such as '2'; None: it does not.
+  config.guidance.ramp = config_dict.placeholder(str)
+  # Class, or number of the prompt, to lead away from; of all methods but 'perp_neg', which takes
+  # both, in place of no class at all.
+  config.guidance.negative = config_dict.placeholder(int)
+  config.guidance.calls = 1  # Of the network for its answers: 1 (in one batch), or 2 (apart).
+  # Options of every method, as above: samplers.guidance.METHODS.
+  _add_options(config.guidance, samplers.guidance.METHODS, samplers.guidance.option_types)
 
   # A task with an image given in part; configs/inpaint.py and its neighbours.
   config.condition = ml_collections.ConfigDict()
@@ -140,6 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.evaluate = evaluating.get_group()  # Of --mode=evaluate.
   config.compare = comparing.get_group()  # Of --mode=compare.
   config.analyze = analyzing.get_group()  # Of --mode=analyze.
+  config.likelihood = measuring.get_group()  # Of --mode=likelihood.
   return config.lock()
 
 

@@ -7,7 +7,9 @@ def get_group() -> ml_collections.ConfigDict:
   """Returns config.search; docs/search.md has the commands."""
   search = ml_collections.ConfigDict()
   # 'gits': dynamic programming over the jumps between the points of a fine grid, config.schedule
-  # with teacher_steps in place of num_steps.
+  # with teacher_steps in place of num_steps. 'dpm_v3': what the solver dpm_solver_v3 has to know of
+  # the model, over the range of config.schedule; of the fields below it has levels, statistics and
+  # those of its data: warm_up samples of the teacher from seed on, or so many of config.input.
   search.method = 'gits'
   search.num_steps = '4,6,8,10'  # Intervals of the grids to be found.
   # The solver that follows the fine grid, without noise: 'heun', 'dpmpp(max_order=2)'.
@@ -24,4 +26,7 @@ def get_group() -> ml_collections.ConfigDict:
   # One interval more at the start, paid for by an analytical first step: the first level at which
   # the student comes nearest to the teacher.
   search.afs = False
+  search.levels = 120  # Of dpm_v3: intervals of log sigma between levels of the statistics.
+  # Of dpm_v3: one number per 'element' of the image, as published, or one 'scalar' for all.
+  search.statistics = 'element'
   return search

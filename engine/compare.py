@@ -327,9 +327,7 @@ def _refuse(config):
   if config.share != '0/1':
     raise ValueError(f'config.share: must be 0/1 with --mode=compare, got {config.share}; times '
                      'compare on one machine only')
-  if config.guidance.method == 'cfg_plus_plus':
-    raise ValueError("config.guidance.method: must not be 'cfg_plus_plus' with --mode=compare, got "
-                     'it; it belongs to the steps of euler alone, take classifier_free')
+  guides.refuse_of_steps(config.guidance, 'compare')
 
 
 def _check_numbers(own, count):

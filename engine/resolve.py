@@ -165,7 +165,7 @@ def given(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns the fields that have a value, without those of jobs of their own."""
   given = _given(config.to_dict())
   for group in ('train', 'learn', 'distill', 'search', 'convert', 'evaluate', 'compare',
-                'analyze'):
+                'analyze', 'likelihood'):
     given.pop(group, None)
   return given
 
@@ -180,9 +180,6 @@ def check_names(config: ml_collections.ConfigDict) -> None:
       raise ValueError(checks.unknown(f'config.{field}', value, known))
 
 
-_GUIDANCE = tuple(f'guidance.{name}' for name in ('method', 'classifier', 'weak', 'interval'))
-
-
 def refuse(config: ml_collections.ConfigDict, job: str, guided: bool = False) -> None:
   """Raises ValueError if a field is given that only the mode generate has.
 
@@ -191,8 +188,9 @@ def refuse(config: ml_collections.ConfigDict, job: str, guided: bool = False) ->
     job: the mode that runs.
     guided: whether it takes guidance.
   """
-  for field in ('predictor.path', 'condition.task', 'condition.image', 'condition.mask',
-                *(() if guided else _GUIDANCE)):
+  guidance = [] if guided else [f'guidance.{name}' for name in config.guidance
+                                if name not in ('scale', 'calls')]  # Numbers, where not given.
+  for field in ('predictor.path', 'condition.task', 'condition.image', 'condition.mask', *guidance):
     group, name = field.split('.')
     if config[group][name] is not None:
       raise ValueError(f'config.{field}: must be left out with --mode={job}, got '

@@ -3,6 +3,8 @@
 A teacher follows the ODE on a fine grid from some latents; what every jump between its points would
 cost tells which of them to keep, see `samplers.gits`. The trajectories are computed once for all
 numbers of steps. docs/search.md shows what comes of it.
+
+Another method searches no levels: `search_statistics` measures a model for DPM-Solver-v3.
 """
 
 import dataclasses
@@ -31,17 +33,19 @@ from engine import (
   resolve,
   sampler,
   search_plots,
+  search_statistics,
   seeds as seeds_lib,
   settings,
   trial as trial_lib,
 )
 from samplers import checks, gits
 
-METHODS = 'gits',
-"""Ways to search."""
+METHODS = 'gits', 'dpm_v3'
+"""What can be found: noise levels, or the statistics of a model."""
 
 _MANIFEST, _COSTS, _PLOT, _PARTS = 'search.json', 'costs.npz', 'costs.png', 'parts'
 _MOST_STEPS = 1000  # Of the teacher.
+_OTHERS = 'levels', 'statistics'  # Fields of config.search that grids have no use for.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ class Plan:
   folder: pathlib.Path
 
 
-def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
+def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan | search_statistics.Plan:
   """Resolves a config and checks it.
 
   Args:
@@ -94,6 +98,9 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   config = resolve.read_none(config)
   given = resolve.given(config)
   own = config.search
+  checks.check_choice('config.search', 'method', own.method, METHODS)
+  if own.method == 'dpm_v3':
+    return search_statistics.plan(config, workdir)
   batch_size = resolve.batch_size(config)
   resolve.check_names(config)
   _refuse(config)
@@ -122,7 +129,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   extras = guide.identity if guide else {}
   identity = {'mode': 'search',
               'config': {'schedule': schedule,
-                         'search': {**own.to_dict(), 'num_steps': list(num_steps),
+                         'search': {**{field: value for field, value in own.to_dict().items()
+                                       if field not in _OTHERS}, 'num_steps': list(num_steps),
                                     'teacher': teacher.text, 'student': student.text},
                          'limit': config.limit, 'labels': str(config.labels),
                          'seeds_from': config.seeds_from},
@@ -133,7 +141,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
               afs=own.afs, trial=trial, folder=files.check_folder(workdir))
 
 
-def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
+def run(plan: Plan | search_statistics.Plan,
+        progress: progress_lib.Progress = progress_lib.silent) -> str:
   """Finds the grids of a plan; writes them, the costs with a plot, and search.json last.
 
   Args:
@@ -147,6 +156,8 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     FloatingPointError: if a cost is not finite.
     OSError: if a file cannot be written, or one of an earlier run is damaged.
   """
+  if isinstance(plan, search_statistics.Plan):
+    return search_statistics.run(plan, progress)
   started = time.perf_counter()
   parts = plan.folder / _PARTS
   for folder in (plan.folder, parts):
@@ -193,13 +204,10 @@ def _refuse(config):
     if value != default:
       raise ValueError(f'config.{field}: must be {default} with --mode=search, got {value}; '
                        f'{reason}')
-  if config.guidance.method == 'cfg_plus_plus':
-    raise ValueError("config.guidance.method: must not be 'cfg_plus_plus' with --mode=search, "
-                     "whose denoiser depends on the grid; take 'classifier_free'")
+  guides.refuse_of_steps(config.guidance, 'search')
 
 
 def _check_group(own, batch_size):
-  checks.check_choice('config.search', 'method', own.method, METHODS)
   checks.check_choice('config.search', 'metric', own.metric, gits.METRICS)
   checks.check_positive('config.search', 'coeff', own.coeff, '1.15 is usual')
   for field, least, most, remedy in (

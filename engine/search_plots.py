@@ -1,4 +1,4 @@
-"""The plot of --mode=search."""
+"""The plots of --mode=search."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colors, figure as figure_lib  # Without pyplot: files, never a window.
 
 from engine import files
+from samplers import dpm_v3
 
 _TICKS = 9  # Labelled noise levels of an axis.
 
@@ -44,6 +45,45 @@ def write(path: pathlib.Path, cost: np.ndarray, sigmas: np.ndarray,
   rows.set(xlabel='to noise level', xticks=ticks, xticklabels=labels, ylabel='steps',
            yticks=range(len(grids)), yticklabels=grids, ylim=(len(grids) - 0.4, -0.6))
   rows.grid(axis='x', alpha=0.3)
+  with files.replacing(path) as file:
+    figure.savefig(file, format='png', dpi=110)
+
+
+def write_statistics(path: pathlib.Path, statistics: dpm_v3.Statistics, title: str) -> None:
+  """Plots what was measured over the noise level: the mean of all elements, and their range.
+
+  Args:
+    path: the PNG file, whole or not at all.
+    statistics: what to show.
+    title: of the plot.
+
+  Raises:
+    OSError: if the file cannot be written.
+  """
+  lam = -np.log(statistics.sigmas)
+  figure = figure_lib.Figure(figsize=(7.6, 7.2), layout='constrained')
+  panels = figure.subplots(3, 1, sharex=True)
+  for axes, name, label in zip(panels, ('l', 's', 'b'), (
+      'l, linear part of x - D', "s, of f' along f", "b, of f' alone"), strict=True):
+    values = getattr(statistics, name).reshape(len(lam), -1)
+    axes.axhline(0, color='0.75', linewidth=0.8)
+    if values.shape[1] > 1:
+      for share, shade in ((0, 0.15), (10, 0.3)):
+        low, high = np.percentile(values, (share, 100 - share), axis=1)
+        axes.fill_between(lam, low, high, color='C0', alpha=shade, linewidth=0,
+                          label=f'{100 - 2 * share}% of the elements')
+    axes.plot(lam, values.mean(axis=1), color='C0', linewidth=1.4,
+              label='mean' if values.shape[1] > 1 else None)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+  if statistics.l[0].size > 1:
+    panels[0].legend(loc='best', fontsize='small')
+  ticks = np.linspace(0, len(lam) - 1, _TICKS).round().astype(int)
+  above = panels[0].secondary_xaxis('top')
+  above.set(xlabel='noise level', xticks=lam[ticks],
+            xticklabels=[f'{statistics.sigmas[i]:.3g}' for i in ticks])
+  panels[-1].set_xlabel('lambda = -log(noise level)')
+  figure.suptitle(title, fontsize='medium')
   with files.replacing(path) as file:
     figure.savefig(file, format='png', dpi=110)
 

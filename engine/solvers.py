@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+import models
 import samplers
-from samplers import checks, noise, table as table_lib
+from engine import statistics_files
+from samplers import checks, dpm_v3, noise, table as table_lib
 
 
 class Solver(NamedTuple):
@@ -37,7 +39,8 @@ class Solver(NamedTuple):
   calls: int | None = None
 
 
-def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> Solver:
+def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str,
+         model: models.Model | None = None) -> Solver:
   """Resolves config.solver.
 
   Args:
@@ -45,14 +48,20 @@ def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> S
     given: its options that are not left to their defaults.
     sigmas: noise levels.
     source: of the noise, a key of samplers.noise.SOURCES.
+    model: to be sampled from, whose statistics or discrete times a solver may need; None: not
+      known.
 
   Returns:
     The Solver.
 
   Raises:
-    ValueError: if a name is unknown, or the solver cannot do what is asked.
+    ValueError: if a name is unknown, the solver cannot do what is asked, or it is given the
+      statistics of another model.
   """
   known = samplers.options(name)
+  own = model and model.config.get('preconditioning', {}).get('settings', {}).get('alphas_cumprod')
+  if own and 'alphas_cumprod' in known and not {'alphas_cumprod', 'mid'} & set(given):
+    given = {**given, 'alphas_cumprod': own}  # Half steps in the network's times.
   identity = {'name': name, **{option: _plain(value) for option, value in {
       **known, **given}.items()}}
   for option in given:
@@ -60,6 +69,8 @@ def plan(name: str, given: dict[str, Any], sigmas: np.ndarray, source: str) -> S
       raise ValueError(f'{name}: {checks.unknown("option", option, known)}')
   if name == 'dpm_adaptive':
     return _adaptive(identity, given, sigmas, source)
+  if name == dpm_v3.NAME:
+    return _with_statistics(identity, given, sigmas, model)
   if name == 'ddpm' and given.get('variance') == 'learned':
     return _learned(identity, given, sigmas, source)
   table = samplers.make(name, sigmas, **given)
@@ -105,6 +116,21 @@ def _of_adaptive(given):
     arrived = info.finished.reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(arrived, samples, jnp.nan), info.nfe
   return solve
+
+
+def _with_statistics(identity, given, sigmas, model):
+  """DPM-Solver-v3, whose coefficients are arguments, those of the statistics among them."""
+  options = {option: value for option, value in given.items() if option != 'statistics'}
+  statistics, sha256 = statistics_files.read(given.get('statistics'), model)
+  coefficients = dpm_v3.coefficients(statistics, sigmas, **options)
+  # Not where the file lies, but what is in it decides the samples.
+  return Solver({**identity, 'statistics': sha256}, coefficients, _follow, coefficients.nfe,
+                projects=False)
+
+
+def _follow(coefficients, denoise, x, *, keys, guide, project):
+  del keys, guide, project
+  return dpm_v3.run(coefficients, denoise, x), None
 
 
 def _learned(identity, given, sigmas, source):

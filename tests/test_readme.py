@@ -119,7 +119,7 @@ def test_solver_table_names_every_solver_option_and_default():
   for name, text in listed.items():
     text = f'{text}, {churn}' if 'churn' in text else text
     own = set(samplers.options(name)) - {'afs', 'denoise_to_zero'}
-    for option, default_value in re.findall(r'`(\w+)=([\w.]+)', text):
+    for option, default_value in re.findall(r'`(\w+)=([\w.:]+)', text):
       if option in own:
         assert str(samplers.options(name)[option]) in (default_value, f'{default_value}.0'), name
     # Left out: the constants of rk's vp schedule and of deis, which few runs change.

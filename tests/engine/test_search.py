@@ -162,7 +162,7 @@ def test_guidance_and_limit_are_those_of_the_run(found, tmp_path):
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'method': 'grid'}, "config.search: unknown method 'grid'.* known: gits"),
+    ({'method': 'grid'}, "config.search: unknown method 'grid'.* known: dpm_v3, gits"),
     ({'metric': 'l3'}, "config.search: unknown metric 'l3'.* known: dev, l1, l2"),
     ({'coeff': 0.0}, 'config.search: coeff must be a finite number above 0, got 0.0'),
     ({'coeff': float('nan')}, 'coeff must be a finite number above 0, got nan'),
