@@ -62,12 +62,18 @@ ENTRIES = [
     Entry('ipndm_v', {'max_order': 4}), Entry('lms', {'order': 4}), Entry('plms', {'max_order': 4}),
     Entry('ltsp', {'order': 4}), Entry('stsp', {'order': 4}),
     *[Entry('etd', {'order': order}) for order in (1, 2, 3, 4)],
+    Entry('exp_heun', {}), Entry('dpm_solver_singlestep', {}),
+    Entry('dpm_solver_singlestep', {'order': 3}), Entry('res_multistep', {}),
+    Entry('gradient_estimation', {}), Entry('gradient_estimation', {'gamma': 1.5}),
+    Entry('pndm', {}), Entry('heunpp2', {}), Entry('flow_heun', {}),
 ]
 PANELS = {
-    'one-step': ('euler', 'ddim', 'heun', 'edm', 'dpm', 'rk', 'dpm_fast'),
-    'DPM-Solver++': ('dpmpp', 'dpmpp_2m'),
-    'UniPC and exponential Runge-Kutta': ('unipc', 'etd'),
-    'Adams': ('deis', 'ipndm', 'ipndm_v', 'lms', 'plms', 'ltsp', 'stsp'),
+    'one-step': ('euler', 'ddim', 'heun', 'edm', 'dpm', 'rk', 'dpm_fast', 'dpm_solver_singlestep',
+                 'heunpp2', 'flow_heun'),
+    'DPM-Solver++': ('dpmpp', 'dpmpp_2m', 'res_multistep'),
+    'UniPC and exponential Runge-Kutta': ('unipc', 'etd', 'exp_heun'),
+    'Adams': ('deis', 'ipndm', 'ipndm_v', 'lms', 'plms', 'pndm', 'ltsp', 'stsp',
+              'gradient_estimation'),
 }
 
 
@@ -89,9 +95,13 @@ def main() -> None:
 
 
 def deterministic() -> set[str]:
-  """Returns the names of the solvers that draw no noise, unless they are asked to."""
-  return {name for name in samplers.SOLVERS
-          if not samplers.make(name, [3.0, 2.0, 1.0]).noise.any()}
+  """Returns the names of the solvers that draw no noise, unless they are asked to.
+
+  Without those of CFG++: where nothing is guided they are the solvers that they are named after.
+  """
+  tables = {name: samplers.make(name, [3.0, 2.0, 1.0]) for name in samplers.SOLVERS}
+  return {name for name, table in tables.items()
+          if not table.noise.any() and table.answers == 1}
 
 
 def measure() -> tuple[dict, float]:
@@ -190,7 +200,7 @@ def plot(errors: dict, path: pathlib.Path) -> None:
     entries = [entry for entry in ENTRIES if entry.name in names]
     for i, entry in enumerate(entries):
       row = errors[str(entry)]
-      axes.loglog(list(row), list(row.values()), marker='osD^v<>pP*Xh'[i], label=str(entry),
+      axes.loglog(list(row), list(row.values()), marker='osD^v<>pP*Xh'[i % 12], label=str(entry),
                   ms=6, dashes=(4 + i, i))  # Equal solvers lie on one another: both show.
     axes.set(title=family, xticks=BUDGETS)
     axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
