@@ -78,17 +78,23 @@ def explain(error: Exception, argv: Sequence[str], default: str) -> str:
 
 def _unknown(name, known):
   """The sentence for an unknown field: the nearest by its whole name or by its last part."""
+  known = sorted(known, key=_rank)  # Of several alike, that of the solver or of sampling.
   near = difflib.get_close_matches(name, known, 1)
-  if '.' not in name:  # A whole field, or the last part of one; of several that of sampling.
+  if '.' not in name:  # A whole field, or the last part of one.
     whole = difflib.get_close_matches(name, [field for field in known if '.' not in field], 1)
     same = [field for field in known if field.rsplit('.', 1)[-1] == name]
-    near = whole or sorted(same, key=lambda field: field.split('.')[0] not in _SAMPLING)[:1] or near
+    near = whole or same[:1] or near
   if not near:
     last_parts = {field.rsplit('.', 1)[-1]: field for field in reversed(known)}
     near = [last_parts[part] for part in
             difflib.get_close_matches(name.rsplit('.', 1)[-1], last_parts, 1)]
   hint = f'; did you mean {near[0]!r}?' if near else ';'
   return f'unknown config field {name!r}{hint} configs/default.py explains all'
+
+
+def _rank(field):
+  group = field.split('.')[0]
+  return _SAMPLING.index(group) if group in _SAMPLING else len(_SAMPLING)
 
 
 def _values(argv, flag) -> Iterator[str]:

@@ -108,7 +108,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   else:
     sigmas, schedule = resolve.sigmas(config.schedule.name, given['schedule'], model)
     solver = solvers.plan(config.solver.name, resolve.options(given['solver']), sigmas,
-                          config.noise)
+                          config.noise, model)
   model = _told(model, len(sigmas))
   if solver.asks == 'variance' and model.apply_variance is None:
     raise ValueError(f"config.solver.variance: 'learned' must have a model that learned one, got "

@@ -47,6 +47,6 @@ from samplers.schedules import SCHEDULES, schedule, schedule_option_types, sched
 from samplers.table import Table, pad
 
 __all__ = ['DESIGNS', 'LOOPS', 'SCHEDULES', 'SOLVERS', 'Table', 'adaptive', 'amed', 'bound',
-           'build', 'chains', 'ddpm', 'gits', 'guidance', 'imputation', 'inversion', 'learned',
-           'likelihood', 'make', 'moments', 'noise', 'option_types', 'options', 'pad', 'run',
-           'schedule', 'schedule_option_types', 'schedule_options']
+           'build', 'chains', 'ddpm', 'dpm_v3', 'gits', 'guidance', 'imputation', 'inversion',
+           'learned', 'likelihood', 'make', 'moments', 'noise', 'option_types', 'options', 'pad',
+           'run', 'schedule', 'schedule_option_types', 'schedule_options']
