@@ -43,7 +43,20 @@ class Cell(NamedTuple):
   @property
   def draws(self) -> bool:
     """Whether the solver draws noise: then there is no one solution that it should come to."""
-    return bool(np.any(self.run.arrays.noise))
+    return self.is_table and bool(np.any(self.run.arrays.noise))
+
+  @property
+  def is_table(self) -> bool:
+    """Whether the solver is a table, and not a loop with coefficients of its own."""
+    return isinstance(self.run.arrays, samplers.Table)
+
+  @property
+  def last_level(self) -> float:
+    """Noise level of the samples."""
+    if not self.is_table:
+      return self.sigmas[-1]
+    levels = np.asarray(self.run.arrays.level)
+    return levels[~np.isnan(levels)][-1]
 
   @property
   def id(self) -> str:
@@ -91,10 +104,9 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> Cells:
   schedule_settings = settings.parse('config.compare.schedules', own.schedules,
                                      samplers.schedule_option_types)
   budgets = _budgets(own.nfe)
-  for setting in solver_settings:
-    if setting.name in samplers.LOOPS:
-      raise ValueError('config.compare.solvers: solvers must be tables, whose evaluations are '
-                       f'known, got {setting.name}; take it out')
+  if any(setting.name == 'dpm_adaptive' for setting in solver_settings):
+    raise ValueError('config.compare.solvers: the evaluations of solvers must be known, got '
+                     'dpm_adaptive, which chooses its steps as it goes; take it out')
   cells, refused, counts = [], [], {}
   firsts = {}  # Name of a solver -> its first setting.
   for solver in solver_settings:
@@ -134,7 +146,7 @@ def _row(config, model, solver, schedule, budgets, counts, common):
   def build(num_steps):
     arguments = {**given, **schedule.options, 'num_steps': num_steps}
     sigmas, _ = resolve.sigmas(schedule.name, arguments, model)
-    return sigmas, solvers.plan(solver.name, solver.options, sigmas, config.noise)
+    return sigmas, solvers.plan(solver.name, solver.options, sigmas, config.noise, model)
 
   ends_in_zero = build(1)[0][-1] == 0
 
@@ -142,9 +154,9 @@ def _row(config, model, solver, schedule, budgets, counts, common):
     key = solver.text, ends_in_zero, num_steps
     if key not in counts:
       run = build(num_steps)[1]
-      if not isinstance(run.arrays, samplers.Table):
-        raise ValueError('config.compare.solvers: solvers must be tables, got a learned variance; '
-                         'take it out')
+      if run.asks:
+        raise ValueError(f'config.compare.solvers: must be solvers that ask for D alone, got a '
+                         f'learned {run.asks}; take it out')
       counts[key] = run.nfe
     return counts[key]
 
@@ -192,4 +204,6 @@ def record(cell: Cell, others: Mapping[str, Any]) -> dict[str, Any]:
           'setting': {'solver': cell.solver.text, 'schedule': cell.schedule.text},
           'num_steps': cell.num_steps, 'nfe': cell.nfe, 'draws': cell.draws,
           'common': cell.common,
+          # The file of statistics may change; other solvers have none.
+          **{name: value for name, value in cell.run.identity.items() if name == 'statistics'},
           'command': command, 'config': fields}

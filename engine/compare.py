@@ -97,6 +97,7 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   _check_numbers(own, len(seeds))
   asked = cells_lib.plan(config, model)
   cells = asked.cells
+  tables = [cell.run.arrays for cell in cells if cell.is_table]
   guide = guides.plan(config.guidance, model, {'name': 'heun'},
                       max((cell.sigmas for cell in cells), key=max))
   num_classes = guide.num_classes if guide else model.num_classes
@@ -106,8 +107,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
   trial = trial_lib.Trial(
       model=model, guide=guide, limit=config.limit,
       source=config.noise if any(cell.draws for cell in cells) else None,
-      rows=max(_LEAST_ROWS, *(len(cell.run.arrays.sigma) for cell in cells)),
-      slots=max(exact.SLOTS, *(cell.run.arrays.mix.shape[1] for cell in cells)),
+      rows=max([_LEAST_ROWS, *(len(table.sigma) for table in tables)]),
+      slots=max([exact.SLOTS, *(table.mix.shape[1] for table in tables)]),
       seeds=seeds, labels=labels, seeds_from=config.seeds_from, batch_size=batch_size)
   sigma_min = config.schedule.sigma_min or model.sigma_min
   sigma_max = config.schedule.sigma_max or model.sigma_max
@@ -124,9 +125,12 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
       'frechet': quality.describe() if quality else None,
       **(guide.identity if guide else {})}
   folder = pathlib.Path(workdir)
-  if not identity_lib.check(folder, identity) and (folder / comparison.CELLS).exists():
+  same = identity_lib.check(folder, identity)
+  if not same and (folder / comparison.CELLS).exists():
     raise ValueError(f'workdir: must be empty or hold a comparison, got {folder / comparison.CELLS}'
                      f' without {identity_lib.NAME}; choose another --workdir')
+  if same:
+    _check_statistics(folder, cells)
   files.check_folder(workdir)
   return Plan(
       asked=asked, trial=trial, sigma_min=sigma_min, sigma_max=sigma_max,
@@ -192,7 +196,7 @@ def _solution(plan, progress):
 def _seconds(plan, missing, progress):
   """Seconds of one evaluation for all seeds; every program that is timed later is compiled here."""
   with progress('timing', 1, 'program') as advance:
-    for cell in {cell.run.splits: cell for cell in missing}.values():
+    for cell in {_program(cell): cell for cell in missing}.values():
       _sample(plan, cell, 1)
     seconds = trial_lib.seconds_per_evaluation(plan.trial)
     advance()
@@ -227,16 +231,20 @@ def _score(plan, cell, solution):
 
 
 def _sample(plan, cell, count):
-  return plan.trial.run([cell.run.arrays], cell.sigmas[0], count, splits=cell.run.splits)
+  return plan.trial.run([cell.run.arrays], cell.sigmas[0], count, splits=cell.run.splits,
+                        solve=None if cell.is_table else cell.run.solve)
+
+
+def _program(cell):
+  """What tells the programs of cells apart: all tables share theirs."""
+  return cell.run.splits if cell.is_table else (cell.run.solve, cell.num_steps)
 
 
 def _errors(plan, cell, samples, solution):
   """RMS per pixel of each image."""
   target = solution.zero
-  last = np.asarray(cell.run.arrays.level)
-  last = last[~np.isnan(last)][-1]
-  if last > 0:
-    target = solution.end if np.isclose(last, plan.sigma_min, rtol=1e-3) else None
+  if cell.last_level > 0:
+    target = solution.end if np.isclose(cell.last_level, plan.sigma_min, rtol=1e-3) else None
   if cell.draws or target is None or not np.isclose(cell.sigmas[0], plan.sigma_max, rtol=1e-3) or (
       not np.isfinite(samples).all()):
     return None
@@ -328,6 +336,16 @@ def _refuse(config):
     raise ValueError(f'config.share: must be 0/1 with --mode=compare, got {config.share}; times '
                      'compare on one machine only')
   guides.refuse_of_steps(config.guidance, 'compare')
+
+
+def _check_statistics(folder, cells):
+  """Raises ValueError if a file of statistics has changed since its cells were measured."""
+  now = {cell.id: cell.run.identity.get('statistics') for cell in cells}
+  for record in comparison.read_cells(folder):
+    if record.get('statistics') != now.get(record['id'], record.get('statistics')):
+      raise ValueError(f'workdir: must hold cells of the same statistics, got {record["id"]} in '
+                       f'{folder} of others than those that its file has now; choose another '
+                       '--workdir')
 
 
 def _check_numbers(own, count):

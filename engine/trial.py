@@ -1,12 +1,13 @@
-"""Samples of many tables from the same seeds by one compiled program, with the time they take.
+"""Samples of many solvers from the same seeds, with the time they take.
 
-All tables are padded to the same numbers of rows and slots; rows that pad cost next to nothing.
+All tables are padded to the same numbers of rows and slots, so that one compiled program runs them;
+rows that pad cost next to nothing. A loop has a program of its own.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine import batches, devices, guides, sampler, seeds as seeds_lib, solver
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-  """The same seeds for every table.
+  """The same seeds for every solver.
 
   Attributes:
     model: the denoiser.
@@ -56,11 +57,11 @@ class Trial:
   def _whole_batch(self):
     return devices.share_of(self.batch_size) * devices.count()
 
-  def program(self, splits: bool):
-    """Returns the compiled sampler; `splits` as solvers.Solver has it."""
+  def program(self, splits: bool, solve: Callable[..., Any] | None = None):
+    """Returns the compiled sampler; arguments as solvers.Solver has them, no solve: of tables."""
     apart = splits and self.guide is not None  # Without guidance it is all the same.
     return sampler.program(sampler.Method(
-        self.model.apply, solvers.of_table(self.source), apart, None, self.limit,
+        self.model.apply, solve or solvers.of_table(self.source), apart, None, self.limit,
         self.guide and self.guide.method))
 
   @functools.cached_property
@@ -68,38 +69,41 @@ class Trial:
     """What does not depend on the table, on the devices: moved there once."""
     return devices.replicate((self.model.params, self.guide and self.guide.constants))
 
-  def constants(self, table: samplers.Table, sigma_first: float) -> sampler.Constants:
+  def constants(self, arrays: Any, sigma_first: float) -> sampler.Constants:
     """Returns what all images share, on the devices."""
     params, guide = self._placed
-    padded = samplers.pad(table, self.rows, self.slots)
-    padded, sigma_first = devices.replicate((padded, np.float32(sigma_first)))
-    return sampler.Constants(params, padded, sigma_first, guide)
+    if isinstance(arrays, samplers.Table):
+      arrays = samplers.pad(arrays, self.rows, self.slots)
+    arrays, sigma_first = devices.replicate((arrays, np.float32(sigma_first)))
+    return sampler.Constants(params, arrays, sigma_first, guide)
 
-  def run(self, tables: Sequence[samplers.Table], sigma_first: float, count: int, *,
-          start: np.ndarray | None = None, splits: bool = False) -> tuple[np.ndarray, float]:
+  def run(self, pieces: Sequence[Any], sigma_first: float, count: int, *,
+          start: np.ndarray | None = None, splits: bool = False,
+          solve: Callable[..., Any] | None = None) -> tuple[np.ndarray, float]:
     """Samples the first seeds.
 
     Args:
-      tables: run one after the other, each from where the one before has ended; those after the
-        first draw no noise of their own.
+      pieces: tables, or coefficients of `solve`; run one after the other, each from where the one
+        before has ended; those after the first draw no noise of their own.
       sigma_first: noise level at which the first one starts.
       count: of the seeds.
       start: images under the first level's noise, like the result; None: nothing but noise.
       splits: as solvers.Solver has it.
+      solve: as solvers.Solver has it; None: that of tables.
 
     Returns:
       Samples in model units, float32 (count, height, width, channels), perhaps not finite; and
       the seconds that it took.
     """
-    program = self.program(splits)
-    pieces = [self.constants(table, 0 if i else sigma_first) for i, table in enumerate(tables)]
+    program = self.program(splits, solve)
+    shared = [self.constants(arrays, 0 if i else sigma_first) for i, arrays in enumerate(pieces)]
     start = np.zeros_like(self.latents[:count]) if start is None else start
     parts = [self._inputs(part, start)
              for part in batches.split(np.arange(count), self._whole_batch)]
     started = time.perf_counter()
     ends = []
     for inputs in parts:
-      for constants in pieces:
+      for constants in shared:
         samples, _ = program(constants, inputs)
         inputs = inputs._replace(start=samples)
       ends.append(samples)

@@ -64,7 +64,7 @@ def test_a_record_tells_how_to_make_the_samples_again():
     ({'nfe': '3,3'}, "must be different integers .* got '3,3'; such as"),
     ({'nfe': '0'}, "must be different integers from 1 to 1000, .* got '0'"),
     ({'solvers': 'heun', 'nfe': '3'}, 'every solver must have a cell, got 3 for heun, which can'),
-    ({'solvers': 'dpm_adaptive'}, 'solvers must be tables, whose evaluations are known, got dpm_'),
+    ({'solvers': 'dpm_adaptive'}, 'evaluations of solvers must be known, got dpm_adaptive'),
     ({'solvers': 'dpmpp(max_order=9)'}, 'every solver must have a cell, got dpmpp.max_order=9. on'),
     ({'schedules': 'polynom'}, "unknown schedule 'polynom'; did you mean polynomial")])
 def test_what_cannot_be_compared_is_one_line(fields, message):

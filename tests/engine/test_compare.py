@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import compare, comparison, exact, generate, images
+import models
+from engine import compare, comparison, exact, generate, images, statistics_files
+from samplers import dpm_v3
 from tests.engine import sampling
 from tests.engine.browser import chromium  # noqa: F401  A fixture.
 
@@ -233,3 +235,25 @@ def test_guided_cells_and_a_solver_that_splits(tmp_path):
   assert [cell['solver'] for cell in report['cells']] == ['euler', 'ltsp']
   assert all(0 < cell['rms'] < 1 for cell in report['cells'])
   assert '--config.guidance.classifier=digits_exact' in report['cells'][0]['command']
+
+
+def test_a_solver_with_statistics_has_cells_of_these_statistics(tmp_path):
+  model, path = models.load('digits_exact'), tmp_path / 'statistics.npz'
+  levels = np.geomspace(80, 0.002, 30)
+  one = np.ones((30, 1, 1, 1))
+
+  def write(s):  # l = 1, s = 0, b = 0 is DPM-Solver++ with its exact integrals.
+    statistics_files.write(path, dpm_v3.Statistics(levels, one, s * one, 0 * one), model, {})
+  write(0)
+  fields = {'compare__schedules': 'logsnr', 'compare__nfe': '4', 'compare__solvers':
+            f'euler; dpm_solver_v3(statistics={path}, order=1)'}
+  _, report = run(tmp_path / 'out', **fields)
+  euler, v3 = report['cells']
+  assert (v3['solver'], v3['nfe'], v3['common'], v3['draws']) == ('dpm_solver_v3', 4, True, False)
+  assert v3['rms'] == pytest.approx(euler['rms'], rel=0.02)  # Both are of order 1 on this data.
+  again = {part.split('=', 1)[0].removeprefix('--config.'): part.split('=', 1)[1]
+           for part in shlex.split(v3['command'])[2:]}
+  assert again['solver.name'] == 'dpm_solver_v3' and again['solver.statistics'] == str(path)
+  write(-1)
+  with pytest.raises(ValueError, match='workdir: must hold cells of the same statistics, got dpm'):
+    get_plan(tmp_path / 'out', **fields)
