@@ -11,7 +11,8 @@ def get_group() -> ml_collections.ConfigDict:
   each combination is a setting: 'euler; dpmpp(max_order=2|3, predict_x0=True|False)'.
   """
   compare = ml_collections.ConfigDict()
-  # Settings of solvers; the first one of each solver is its common setting.
+  # Settings of solvers; the first one of each solver is its common setting. Settings with noise are
+  # judged by their images, others by a distance: as two solvers, where one has both.
   compare.solvers = ('euler; heun; dpm; dpmpp(max_order=3|2); unipc(max_order=3|2); '
                      'deis(max_order=3|4); ipndm(max_order=4|3); ipndm_v(max_order=4|3)')
   # Settings of schedules; the first one is common to all solvers.

@@ -14,6 +14,7 @@ import samplers
 from engine import resolve, settings, solvers
 
 _MOST = 1000  # Evaluations of a cell.
+_FINE = np.geomspace(80, 0.002, 21)  # Levels on which a solver that draws noise does draw some.
 
 
 class Cell(NamedTuple):
@@ -25,7 +26,9 @@ class Cell(NamedTuple):
     num_steps: intervals of the grid.
     sigmas: the grid, np.float64 (n + 1,).
     run: the solver on this grid.
-    common: whether both settings are the first ones, those that all solvers are compared at.
+    title: what the solver is called; settings with noise and without are two.
+    noisy: whether the setting of the solver draws noise on any grid: it is judged by its images.
+    common: whether both settings are the first ones of the title, those that all are compared at.
   """
 
   solver: settings.Setting
@@ -33,7 +36,9 @@ class Cell(NamedTuple):
   num_steps: int
   sigmas: np.ndarray
   run: solvers.Solver
-  common: bool
+  title: str = ''
+  noisy: bool = False
+  common: bool = False
 
   @property
   def nfe(self) -> int:
@@ -76,7 +81,7 @@ class Cells(NamedTuple):
     cells: all of them.
     refused: a line for each pair of settings that cannot be put together.
     schedule: text of the common schedule.
-    firsts: name of a solver -> texts of its common settings of solver and schedule.
+    firsts: title of a solver -> texts of its common settings of solver and schedule.
   """
 
   cells: list[Cell]
@@ -108,27 +113,36 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> Cells:
     raise ValueError('config.compare.solvers: the evaluations of solvers must be known, got '
                      'dpm_adaptive, which chooses its steps as it goes; take it out')
   cells, refused, counts = [], [], {}
-  firsts = {}  # Name of a solver -> its first setting.
   for solver in solver_settings:
-    common = firsts.setdefault(solver.name, solver) is solver
     for schedule in schedule_settings:
       try:
-        cells += _row(config, model, solver, schedule, budgets, counts,
-                      common and schedule is schedule_settings[0])
+        cells += _row(config, model, solver, schedule, budgets, counts)
       except ValueError as error:
         refused.append(f'{solver.text} on {schedule.text}: {error}')
-  for name in firsts:
+  for name in dict.fromkeys(solver.name for solver in solver_settings):
     if not any(cell.solver.name == name for cell in cells):
       reasons = [line for line in refused if line.startswith(name)]
       got = reasons[0] if reasons else f'{own.nfe} for {name}, which can do none of them'
       raise ValueError(f'config.compare.solvers: every solver must have a cell, got {got}; change '
                        'config.compare.nfe or take the solver out')
   schedule = schedule_settings[0].text
-  return Cells(cells, refused, schedule,
-               {name: (solver.text, schedule) for name, solver in firsts.items()})
+  firsts = {}
+  for index, cell in enumerate(cells):
+    noisy = any(other.draws for other in cells if other.solver is cell.solver)
+    title = _title(cell.solver.name, noisy)
+    first = firsts.setdefault(title, (cell.solver.text, schedule))
+    cells[index] = cell._replace(title=title, noisy=noisy,
+                                 common=first == (cell.solver.text, cell.schedule.text))
+  return Cells(cells, refused, schedule, firsts)
 
 
-def _row(config, model, solver, schedule, budgets, counts, common):
+def _title(name, noisy):
+  """What a setting is called: what judges it is not what judges the others of the same solver."""
+  usual = name in samplers.SOLVERS and samplers.make(name, _FINE).noise.any()
+  return name + ('' if noisy == usual else ', with noise' if noisy else ', no noise')
+
+
+def _row(config, model, solver, schedule, budgets, counts):
   """The cells of two settings, at all numbers of evaluations that they can meet.
 
   Args:
@@ -138,7 +152,6 @@ def _row(config, model, solver, schedule, budgets, counts, common):
     schedule: a setting.
     budgets: numbers of evaluations.
     counts: evaluations that are known, by solver, end and steps; grows, and saves most of the work.
-    common: as in Cell.
   """
   given = {name: config.schedule[name] for name in ('sigma_min', 'sigma_max')
            if config.schedule[name] is not None}
@@ -167,7 +180,7 @@ def _row(config, model, solver, schedule, budgets, counts, common):
     if num_steps and nfe(num_steps) == budget:
       sigmas, run = build(num_steps)
       if run.nfe == budget:  # Some schedules make fewer steps than they are asked for.
-        cells.append(Cell(solver, schedule, num_steps, sigmas, run, common))
+        cells.append(Cell(solver, schedule, num_steps, sigmas, run))
   return cells
 
 
@@ -199,7 +212,7 @@ def record(cell: Cell, others: Mapping[str, Any]) -> dict[str, Any]:
   fields['schedule.num_steps'] = cell.num_steps
   flags = [f'--config.{name}={value}' for name, value in sorted(fields.items())]
   command = ' '.join(['python main.py', *map(shlex.quote, [*flags, f'--workdir=out/{cell.id}'])])
-  return {'id': cell.id, 'solver': cell.solver.name, 'options': cell.solver.options,
+  return {'id': cell.id, 'solver': cell.title, 'options': cell.solver.options,
           'schedule': {'name': cell.schedule.name, **cell.schedule.options},
           'setting': {'solver': cell.solver.text, 'schedule': cell.schedule.text},
           'num_steps': cell.num_steps, 'nfe': cell.nfe, 'draws': cell.draws,

@@ -162,7 +162,7 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
   best = comparison.best(comparison.read_search(folder))
   due = [cell for cell in plan.asked.cells
          if cell.common or (cell.solver.text, cell.schedule.text) == best.get(
-             (cell.solver.name, cell.nfe))]
+             (cell.title, cell.nfe))]
   measured = {cell['id'] for cell in comparison.read_cells(folder)}
   missing = [cell for cell in due if cell.id not in measured]
   if missing:
@@ -222,7 +222,7 @@ def _search(plan, solution, progress):
 def _score(plan, cell, solution):
   """What the search goes by, the lower the better; None where there is nothing to go by."""
   samples, _ = _sample(plan, cell, plan.search)
-  if not cell.draws:
+  if not cell.noisy:
     errors = _errors(plan, cell, samples, solution)
     return None if errors is None else exact.rms(errors)
   if plan.quality is None or not np.isfinite(samples).all():

@@ -58,8 +58,8 @@ def write_search(folder: pathlib.Path, cell: cells_lib.Cell,
   name = f'{cells_lib.file_name(cell.solver, cell.schedule)}.json'
   before = identity.read_result(folder / SEARCH / name, ['scores']) or {'scores': {}}
   identity.write_json(folder / SEARCH / name, {
-      'name': cell.solver.name, 'solver': cell.solver.text, 'schedule': cell.schedule.text,
-      'by': 'frechet' if cell.draws else 'rms', 'scores': {**before['scores'], **scores}})
+      'name': cell.title, 'solver': cell.solver.text, 'schedule': cell.schedule.text,
+      'by': 'frechet' if cell.noisy else 'rms', 'scores': {**before['scores'], **scores}})
 
 
 def read_search(folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def read_solution(path: pathlib.Path) -> exact.Solution | None:
 
 
 def best(search: Sequence[dict[str, Any]]) -> dict[tuple[str, int], tuple[str, str]]:
-  """Returns (solver, evaluations) -> texts of the two settings that came nearest.
+  """Returns (title, evaluations) -> texts of the two settings that came nearest.
 
   Args:
     search: as `read_search` returns it.

@@ -41,6 +41,17 @@ def test_the_common_cell_is_the_first_of_each_solver_on_the_first_schedule():
       ('dpmpp(max_order=3)', 'logsnr'), ('euler', 'logsnr')]
 
 
+def test_settings_with_noise_and_without_are_two_solvers():
+  found = plan(solvers='er_sde(scale=ode); er_sde; ddim; ddim(eta=1); sa_solver',
+               schedules='polynomial; logsnr', nfe='3,6').cells
+  kinds = {(cell.title, cell.noisy, cell.solver.text) for cell in found if cell.common}
+  assert kinds == {('er_sde, no noise', False, 'er_sde(scale=ode)'), ('er_sde', True, 'er_sde'),
+                   ('ddim', False, 'ddim'), ('ddim, with noise', True, 'ddim(eta=1)'),
+                   ('sa_solver', True, 'sa_solver')}
+  # SA-Solver draws between two levels alone; a grid that misses them does not make it another.
+  assert {cell.draws for cell in found if cell.title == 'sa_solver'} == {True, False}
+
+
 def test_a_range_given_for_the_schedule_is_that_of_all_cells():
   found, *_ = plan(solvers='euler', schedules='polynomial; logsnr', nfe='4', sigma_max=10.0,
                   sigma_min=0.1)

@@ -153,11 +153,11 @@ def test_cells_are_added_to_a_page_and_nothing_is_measured_twice(done, tmp_path,
   _, report = run(folder, compare__solvers=noisy, compare__nfe='4')
   assert {path.name: path.stat().st_mtime_ns for path in (folder / 'cells').iterdir()
           if path.name in before} == before
-  added = [cell for cell in report['cells'] if cell['solver'] == 'edm']
+  added = [cell for cell in report['cells'] if cell['solver'] == 'edm, with noise']
   assert len(report['cells']) == len(done[2]['cells']) + len(added)
   assert all(cell['rms'] is None and cell['frechet'] > 0 for cell in added)
   assert sum(cell['best'] for cell in added) == sum(cell['common'] for cell in added) == 1
-  assert {row['by'] for row in report['search'] if row['name'] == 'edm'} == {'frechet'}
+  assert {row['by'] for row in report['search'] if row['name'] == 'edm, with noise'} == {'frechet'}
   page = (folder / 'index.html').read_text()
   assert all(cell['id'] in page for cell in report['cells'])
   with open(folder / 'compare.csv', newline='') as file:
