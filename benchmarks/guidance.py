@@ -141,9 +141,9 @@ def render(found: dict[Row, dict[int, bundled.Scores]]) -> str:
   return f'''`python -m benchmarks.guidance --write` makes this section: {IMAGES} images of the
 bundled model, as many of each class, from seeds 0 to {IMAGES - 1} on polynomial grids. Every
 evaluation under guidance asks the network with the class and without. Frechet and recognised: as
-under "Bundled models"; of so few images the distance is higher for all. Guidance is a trade: what it
-adds to the share that is recognised it takes from the variety that the distance sees. A blank: no such
-number of evaluations.
+under "Bundled models"; of so few images the distance is higher for all. Guidance is a trade: what
+it adds to the share that is recognised it takes from the variety that the distance sees. A blank:
+no such number of evaluations.
 
 {markdown(head, lines)}
 '''

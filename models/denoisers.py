@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from samplers import checks, levels as levels_lib
+from samplers import levels as levels_lib
 
 
 class Coefficients(NamedTuple):
@@ -238,8 +238,8 @@ def from_flow(predict: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Makes a denoiser of a flow-matching (rectified-flow) velocity.
 
   The flow runs along x_t = (1 - t) x0 + t z with velocity v = z - x0, so that x = x_t / (1 - t) has
-  the level sigma = t / (1 - t), and D = x_t - t v. `flow_sigmas` gives its grid of times as
-  noise levels. For a flow from noise at 0 to images at 1, give 1 - t and the velocity's opposite.
+  the level sigma = t / (1 - t), and D = x_t - t v. Even steps of its time are the schedules
+  `flow_*`. For a flow from noise at 0 to images at 1, give 1 - t and the velocity's opposite.
 
   Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
 
@@ -280,33 +280,6 @@ def flow_time(sigma: Any) -> Any:
 def flow_sigma(t: Any) -> Any:
   """Returns the noise level at time t < 1 of a flow, sigma = t / (1 - t)."""
   return t / (1 - t)
-
-
-def flow_sigmas(num_steps: int, t_max: float = 0.999, shift: float = 1.0) -> np.ndarray:
-  """Returns the even grid of a flow's times, from t_max to 0, as noise levels.
-
-  Time 1 is noise alone, where x = x_t / (1 - t) has no finite scale, so the grid starts below it.
-
-  Source of the shift, t -> shift t / (1 + (shift - 1) t), which multiplies every level:
-  Esser et al. 2024, arXiv:2403.03206, Eq. 23.
-
-  Args:
-    num_steps: number of intervals, 1 or more.
-    t_max: first time before the shift, within 0 and 1.
-    shift: above 1: more steps at high noise.
-
-  Returns:
-    np.float64 (num_steps + 1,), decreasing to 0.
-
-  Raises:
-    ValueError: if an argument is out of range.
-  """
-  if not checks.is_integer(num_steps) or num_steps < 1:
-    raise ValueError(f'flow_sigmas: num_steps must be an integer of 1 or more, got {num_steps!r}; '
-                     '20 is a usual number')
-  checks.check_fraction('flow_sigmas', 't_max', t_max, '0.999 is close to noise alone')
-  checks.check_positive('flow_sigmas', 'shift', shift, '1 leaves the times as they are')
-  return shift * flow_sigma(np.linspace(t_max, 0, num_steps + 1))
 
 
 def _denoiser(predict, time, scaling, combine):

@@ -71,6 +71,8 @@ BLURRY = '--config.input.images=gaussian_digits'
         'run.json'}),
     (['--mode=likelihood', '--config.solver.name=ddpm', BLURRY], 'bits per dimension', {
         'likelihood.json', 'likelihood.png', 'run.json'}),
+    (['--mode=likelihood', '--config.likelihood.solver=heun_log', BLURRY], 'bits per dimension', {
+        'likelihood.json', 'likelihood.png', 'run.json'}),
     ([f'--config={ROOT}/configs/inpaint.py'], 'inpaint of', {
         '000000.png', '000001.png', '000002.png', 'grid.png', 'manifest.json', 'run.json'}),
 ])
@@ -116,6 +118,13 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
       (['--config.schedule.name=explicit', '--config.schedule.path=out/search/grid-2.json',
         '--config.solver.name=euler', '--workdir=out/on_grid', exact],
        'euler on explicit, NFE 2', {'grid.png'}),
+      (['--mode=search', exact, '--config.search.method=dpm_v3', '--config.search.levels=8',
+        '--config.search.warm_up=4', '--config.search.teacher_steps=4', '--workdir=out/measured'],
+       'statistics of digits_exact at 9 levels', {
+           'statistics.npz', 'statistics.png', 'search.json', 'run.json'}),
+      (['--config.solver.name=dpm_solver_v3', '--config.schedule.num_steps=4', exact,
+        '--config.solver.statistics=out/measured/statistics.npz', '--workdir=out/with_them'],
+       'dpm_solver_v3 on polynomial, NFE 4', {'grid.png'}),
       (['--mode=distill', '--config.model.name=digits_early', '--config.distill.num_steps=2',
         '--config.distill.M=1', '--config.distill.trajectories=4',
         '--config.distill.batch_size=4'],
@@ -124,8 +133,9 @@ def test_search_and_distill_run_on_the_bundled_model_and_what_they_make_samples(
     result = run_main(tmp_path, *flags, *small)
     assert (result.returncode, result.stderr) == (0, '')
     assert told in result.stdout
-    folder = flags[0].removeprefix('--mode=') if 'mode' in flags[0] else 'on_grid'
-    assert files <= {path.name for path in (tmp_path / 'out' / folder).iterdir()}
+    given = [flag for flag in flags if flag.startswith('--workdir=')]
+    folder = given[0].removeprefix('--workdir=') if given else f'out/{flags[0][7:]}'
+    assert files <= {path.name for path in (tmp_path / folder).iterdir()}
 
 
 BAD = [
@@ -282,9 +292,11 @@ def test_main_is_short():
 
 def test_config_has_an_empty_field_for_every_option():
   config = default.get_config()
-  for group, registry, options in ((config.solver, samplers.SOLVERS, samplers.options),
-                                   (config.schedule, samplers.SCHEDULES,
-                                    samplers.schedule_options)):
+  guidance = samplers.guidance
+  for group, registry, options in (
+      (config.solver, samplers.SOLVERS | samplers.LOOPS, samplers.options),
+      (config.schedule, samplers.SCHEDULES, samplers.schedule_options),
+      (config.guidance, guidance.METHODS, guidance.options)):
     for name in registry:
       for option in options(name):
         assert group[option] is None, (name, option)

@@ -150,15 +150,15 @@ def test_further_arguments_reach_the_network():
 
 
 def test_a_flow_is_solved_on_its_own_grid(x64):
-  sigmas = denoisers.flow_sigmas(64, t_max=0.99, shift=3.0)
-  t = np.linspace(0.99, 0, 65)
+  sigmas = samplers.schedule('flow_dpm', 64, shift=3.0)
+  t = np.linspace(0.999, 0, 65)
   np.testing.assert_allclose(denoisers.flow_time(sigmas), 3 * t / (1 + 2 * t), rtol=1e-12)
   np.testing.assert_allclose(denoisers.flow_sigma(denoisers.flow_time(sigmas)), sigmas, rtol=1e-12)
   x = MEAN + sigmas[0] * jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 2, 1)))
   got = samplers.run(samplers.make('heun', sigmas), DENOISERS['flow'], x)
   exact = reference.gaussian_flow(x, sigmas[0], 0.0, STD, MEAN)
   assert abs(got - exact).max() < 0.01  # In units of [-1, 1]; it falls by 4 with twice the steps.
-  finer = denoisers.flow_sigmas(128, t_max=0.99, shift=3.0)
+  finer = samplers.schedule('flow_dpm', 128, shift=3.0)
   better = samplers.run(samplers.make('heun', finer), DENOISERS['flow'], x)
   assert abs(better - exact).max() < abs(got - exact).max() / 3
 
@@ -166,9 +166,6 @@ def test_a_flow_is_solved_on_its_own_grid(x64):
 @pytest.mark.parametrize('call, message', [
     (lambda: denoisers.from_eps(toy, jnp.log, scaling='edm'), "scaling must be 'vp' or 've'.*edm"),
     (lambda: denoisers.discrete_time([0.5, 0.9]), 'must decrease strictly, got 0.9 after 0.5'),
-    (lambda: denoisers.flow_sigmas(0), 'num_steps must be an integer of 1 or more, got 0'),
-    (lambda: denoisers.flow_sigmas(4, t_max=1.0), 't_max must be strictly between 0 and 1'),
-    (lambda: denoisers.flow_sigmas(4, shift=-1), 'shift must be a finite number above 0'),
     (lambda: guidance.classifier_free(toy, toy, 2.0, (3.0, 1.0)), r'interval .* got \(3.0, 1.0\)'),
 ])
 def test_bad_input_is_one_clear_line(call, message):
