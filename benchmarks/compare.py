@@ -54,18 +54,18 @@ A blank: no such number of evaluations. {_seconds(report)}
 
 On the common schedule, {report['cells'][0]['setting']['schedule']}, with usual options:
 
-{_table(report, budgets, 'rms', 'common')}
+{table(report, budgets, 'rms', 'common')}
 
 Every solver on the best of its settings, which the first seeds choose by that distance:
 
-{_table(report, budgets, 'rms', 'best')}
+{table(report, budgets, 'rms', 'best')}
 
 By how much {frechet['name']} of the same cells lies above that of the reference solution, which
 is {frechet['solution']:.3f}. Bold: its interval ({100 * frechet['level']:g} %) reaches 0. That
 comes from the same resamples of the seeds for both; the interval of one {frechet['name']} alone,
 such as the lowest, {_number(report)}, holds most of the others.
 
-{_table(report, budgets, 'frechet_gap', 'best')}
+{table(report, budgets, 'frechet_gap', 'best')}
 
 {_winners(report, budgets)}
 
@@ -83,8 +83,15 @@ def _seconds(report):
   return f'It took {made["seconds"]:.0f} s on {report["machine"]["device"]}.'
 
 
-def _table(report, budgets, field, which):
-  """A row per solver; bold is the lowest of a column, or what cannot be told from the solution."""
+def table(report: dict, budgets: list[int], field: str, which: str) -> str:
+  """Returns a row per solver; bold is the lowest, or what cannot be told from the solution.
+
+  Args:
+    report: the content of compare.json.
+    budgets: numbers of evaluations.
+    field: of the cells, 'rms' or 'frechet_gap'.
+    which: 'common' or 'best'.
+  """
   rows = {}
   for cell in report['cells']:
     if cell[which] and cell[field] is not None:

@@ -5,7 +5,7 @@ import pytest
 
 import models
 import samplers
-from configs import default
+from configs import compare_all, default
 from engine import cells
 
 
@@ -50,6 +50,19 @@ def test_settings_with_noise_and_without_are_two_solvers():
                    ('sa_solver', True, 'sa_solver')}
   # SA-Solver draws between two levels alone; a grid that misses them does not make it another.
   assert {cell.draws for cell in found if cell.title == 'sa_solver'} == {True, False}
+
+
+def test_the_page_of_all_solvers_leaves_none_out():
+  config = compare_all.get_config()
+  config.compare.nfe, config.compare.schedules = '10,15', 'logsnr'
+  found = cells.plan(config, models.load('digits_exact'))
+  plus_plus = {name for name in samplers.SOLVERS if name.endswith('_cfg_pp')}
+  assert found.refused == []
+  assert {cell.solver.name for cell in found.cells} == (
+      samplers.SOLVERS.keys() - compare_all.LEFT_OUT.keys() - plus_plus)
+  assert compare_all.SETTINGS.keys() < samplers.SOLVERS.keys()
+  assert {*compare_all.LEFT_OUT.values()} < {cell.solver.name for cell in found.cells}
+  assert 'dpm_solver_v3(statistics=a.npz)' in compare_all.get_config('a.npz').compare.solvers
 
 
 def test_a_range_given_for_the_schedule_is_that_of_all_cells():
