@@ -114,8 +114,8 @@ def steps(levels: Any, *, r: Any, weight: Any, scale_dir: Any, scale_time: Any, 
     and ends at no grid point, so that trajectories hold the state before it.
 
   Raises:
-    ValueError: if xp is numpy, and the grid ends in 0, the numbers are not shaped (n, K), gamma is
-      below 0, or what they make is no Table.
+    ValueError: if xp is numpy, and the grid ends in 0, the numbers are not shaped (n, K), one is
+      out of range or not finite, or what they make is no Table.
   """
   if xp is np:
     if checks.is_zero(levels[-1]):
@@ -157,6 +157,15 @@ def _checked(count, numbers):
     if array.ndim != 2 or array.shape != (count, *shape[1:]) or not array.size:
       raise ValueError(f'adasde: {name} must have a row for each of {count} intervals and a column '
                        f'for each point, got shape {array.shape}; r has shape {shape}')
+    if not np.isfinite(array).all():
+      raise ValueError(f'adasde: {name} must be finite, got {array[~np.isfinite(array)][0]}; the '
+                       'numbers were not learned to the end')
+  for name, low, high in (('r', 0, 1), ('scale_time', np.finfo(np.float64).tiny, np.inf)):
+    bad = arrays[name][(arrays[name] < low) | (arrays[name] > high)]
+    if bad.size:
+      rule = 'within 0 and 1' if name == 'r' else 'above 0'
+      raise ValueError(f'adasde: {name} must be {rule}, got {bad[0]:g}; 0.5 and 1 are the usual '
+                       'start of r and scale_time')
   if arrays['gamma'].min() < 0:
     raise ValueError(f'adasde: gamma must be at least 0, got {arrays["gamma"].min():g}; 0 adds no '
                      'noise')

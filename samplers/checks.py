@@ -34,6 +34,8 @@ def to_number(value: Any) -> float:
 def to_array(name: str, option: str, value: Any) -> np.ndarray:
   """Returns a list of numbers as float64, or raises ValueError in the name of who asks."""
   try:
+    if np.asarray(value).dtype == bool:
+      raise TypeError('A truth value is no number.')
     return np.asarray(value, np.float64)
   except (TypeError, ValueError):
     raise ValueError(f'{name}: {option} must be a list of numbers, got {value!r}; give a list, '
@@ -109,7 +111,7 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> str:
 
 def check_choice(name: str, option: str, value: str, known: Sequence[str]) -> None:
   """Raises ValueError unless the value of an option is one of the known ones."""
-  if value not in known:
+  if not isinstance(value, str) or value not in known:
     raise ValueError(f'{name}: {unknown(option, value, known)}')
 
 

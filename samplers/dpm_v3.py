@@ -232,7 +232,8 @@ def check(statistics: Statistics) -> Statistics:
       value is not a finite number.
   """
   if not isinstance(statistics, Statistics):
-    raise ValueError(f'{NAME}: statistics must be those of the model, got {statistics!r:.80}; '
+    got = repr(statistics) if isinstance(statistics, str | None) else type(statistics).__name__
+    raise ValueError(f'{NAME}: statistics must be those of the model, got {got}; '
                      '--mode=search --config.search.method=dpm_v3 measures them')
   statistics = Statistics(*(checks.to_array(NAME, f'{name} of the statistics', value)
                             for name, value in statistics._asdict().items()))

@@ -84,10 +84,14 @@ def tcd(levels: Sequence[Any], *, gamma: float = 0.3, mid: Sequence[float] | str
 
 
 def _part_of_the_way(sigma, gamma, table, xp):
-  """The level at timestep floor((1 - gamma) t), at most sigma, t being the timestep of sigma."""
+  """The level at timestep floor((1 - gamma) t), at most sigma, t being the timestep of sigma.
+
+  It is sigma itself for gamma = 0, also between two timesteps, and where only rounding on the way
+  to the timestep and back lies between: neither is noise.
+  """
   timestep = (1 - gamma) * levels_lib.index_of_sigma(sigma, table, xp=xp)
   low = levels_lib.sigma_of_index(xp.floor(timestep + _ROUNDING), table, xp)
-  return xp.minimum(low, sigma)
+  return xp.where((gamma == 0) | (low > (1 - _ROUNDING) * sigma), sigma, low)
 
 
 def _jumps(levels, jumps, xp):

@@ -5,9 +5,10 @@ sigma = t / (1 - t). In this coordinate a shift of times is a product: t' = a t 
 has the level a sigma. Source: Esser et al. 2024 (Stable Diffusion 3), arXiv:2403.03206, Eq. 23.
 
 At time 1 the level is infinite. A grid that starts there starts at `sigma_max` instead, or, where
-none is given, at HIGHEST. As x is then taken for noise alone, the first step to sigma' misses
-denoised * sigma' / HIGHEST, a share of 1e-2 for sigma' = 40. Levels below are never changed, and so
-sigma_min, which these grids take for the sake of all others, is unused.
+none is given, at HIGHEST, or at twice the second level where that is higher. As x is then taken for
+noise alone, the first step to sigma' misses denoised * sigma' / HIGHEST, a share of 1e-2 for
+sigma' = 40. Levels below are never changed, and so sigma_min, which these grids take for the sake
+of all others, is unused.
 
 The conventions are those of the second group of `grids`: num_steps positive levels, then 0.
 """
@@ -195,17 +196,20 @@ def finish(name: str, levels: np.ndarray, sigma_max: float | None) -> np.ndarray
   Args:
     name: the schedule, for the error.
     levels: positive levels, decreasing; only the first may be infinite.
-    sigma_max: level in place of the infinite one; HIGHEST if None.
+    sigma_max: level in place of the infinite one; None: HIGHEST, or twice the second level where
+      many steps or a large shift lead higher.
 
   Returns:
     np.float64, one level more.
 
   Raises:
-    ValueError: if that level is not above the second.
+    ValueError: if a level that is given is not above the second.
   """
   if np.isfinite(levels[0]):
     return grids.append_zero(levels)
-  first = HIGHEST if sigma_max is None else sigma_max
+  first = sigma_max
+  if first is None:
+    first = max([HIGHEST, *2 * levels[1:2]])
   if len(levels) > 1 and not first > levels[1]:
     raise ValueError(f'{name}: sigma_max must be above the second level, {levels[1]:g}, since it '
                      f'stands for the infinite one at time 1 of a flow, got {first:g}; raise it, '

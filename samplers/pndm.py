@@ -53,6 +53,10 @@ def pndm(levels: Sequence[Any], *, mid: Sequence[float] | str | None = None,
     mids = _middles(warm, alphas_cumprod, xp)
   else:  # `make` also builds the table of an increasing grid's mirror image, with the same mids.
     mids = middles.given('pndm', mid, [(levels[0], levels[-1])] * len(warm), True, xp)
+    for i, (m, (s, s1)) in enumerate(zip(mids, warm, strict=True) if xp is np else ()):
+      if m in (s, s1):
+        raise ValueError(f'pndm: mid must differ from the levels at the ends of step {i}, {s:g} '
+                         f'and {s1:g}, got {m:g}; leave it out for the default')
   # The state evaluated, the step's start or its end as far as it is known, slopes, newest first.
   x, start, *past, denoised = xp.eye(6)
   rows = []

@@ -76,8 +76,8 @@ def beta(num_steps: int, sigma_min: float | None = None, sigma_max: float | None
       and not reached; its smallest level if None.
     sigma_max: first level; with a table rounded to an entry, its largest if None; of a flow in
       place of the infinite one, see `flow_grids`.
-    alpha: first parameter of the distribution, > 0.
-    beta: second one, > 0.
+    alpha: first parameter of the distribution, 0.01 to 100.
+    beta: second one, the same.
     alphas_cumprod: the network's table, for ComfyUI's form.
     shift: of a flow's times, in place of a table; 1 leaves them as they are.
 
@@ -87,8 +87,10 @@ def beta(num_steps: int, sigma_min: float | None = None, sigma_max: float | None
   Raises:
     ValueError: if an option is out of range, or there is neither a table nor a range.
   """
-  checks.check_positive('beta', 'alpha', alpha, '0.6 is the usual choice')
-  checks.check_positive('beta', 'beta', beta, '0.6 is the usual choice')
+  for option, value in (('alpha', alpha), ('beta', beta)):
+    if not 0.01 <= checks.to_number(value) <= 100:  # What `beta_quantile` is for.
+      raise ValueError(f'beta: {option} must be a number from 0.01 to 100, got {value!r}; 0.6 is '
+                       'the usual choice')
   if alphas_cumprod is None and shift is None:
     if sigma_min is None or sigma_max is None:
       raise ValueError(f'beta: sigma_min and sigma_max must be numbers above 0 without a table, '
@@ -116,8 +118,8 @@ def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:
 
   Args:
     p: probabilities in [0, 1], any shape.
-    a: first parameter, > 0.
-    b: second parameter, > 0.
+    a: first parameter, 0.01 to 100; far beyond, Newton's method may not find the way.
+    b: second parameter, the same.
 
   Returns:
     x with I_x(a, b) = p, shaped like p.
@@ -126,7 +128,7 @@ def beta_quantile(p: np.ndarray, a: float, b: float) -> np.ndarray:
   split = min(max(a / (a + b), 0.1), 0.9)  # Further out the series would be slow.
   p_split = 0.5 if a == b else np.exp(_log_beta_cdf(np.array([math.log(split)]), a, b)[0][0])
   x = np.where(p >= 1, 1.0, np.where(p == p_split, split, 0.0))
-  low, high = (p > 0) & (p < p_split), (p > p_split) & (p < 1)
+  low, high = (p > 0) & (p < min(p_split, 1)), (p > p_split) & (p < 1)  # It rounds, also upwards.
   x[low] = _lower_quantile(p[low], a, b, split)
   x[high] = 1 - _lower_quantile(1 - p[high], b, a, 1 - split)
   return x

@@ -73,7 +73,7 @@ def make(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False,
     afs: replace the first evaluation by the analytical one (`table.first_step_for_free`).
     denoise_to_zero: one more evaluation at the last level, whose answer is the result; for grids
       that end above 0.
-    **options: the solver's own, see `options(name)`.
+    **options: the solver's own, see `options(name)`; those per step count the different levels.
 
   Returns:
     The Table.

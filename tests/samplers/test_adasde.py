@@ -152,6 +152,9 @@ def test_a_missing_key_is_explained(denoise):
     ('gamma', [[0.1], [-0.1]], 'adasde: gamma must be at least 0, got -0.1'),
     ('weight', [[1.0]], r'adasde: weight must have a row for each of 2 .* shape \(1, 1\)'),
     ('r', 'x', 'adasde: r must be a list of numbers'),
+    ('r', [[0.5], [1.5]], 'adasde: r must be within 0 and 1, got 1.5'),
+    ('scale_time', [[1.0], [0.0]], 'adasde: scale_time must be above 0, got 0'),
+    ('weight', [[1.0], [np.nan]], 'adasde: weight must be finite, got nan'),
 ])
 def test_bad_numbers_are_explained(name, value, message):
   numbers = {key: np.ones((2, 1)) for key in adasde.NUMBERS} | {name: value}

@@ -5,7 +5,14 @@ import collections
 import numpy as np
 import pytest
 
-from samplers import flow_grids, levels, schedules, table_grids, timestep_grids
+from samplers import (
+  flow_grids,
+  levels,
+  quantile_grids,
+  schedules,
+  table_grids,
+  timestep_grids,
+)
 from tests import reference
 
 MANIFEST, _STORED = reference.load('beyond_schedules')
@@ -146,6 +153,19 @@ def test_the_infinite_level_of_a_flow(name, options):
                      'flow, got 0.5; raise it, take fewer steps'):
     schedules.schedule(name, 4, 0.002, 0.5, **options)
   np.testing.assert_array_equal(schedules.schedule(name, 1, **options), [flow_grids.HIGHEST, 0])
+
+
+def test_a_level_above_the_highest_is_still_below_the_first():
+  """Many steps under a large shift: the second level is 4995 here."""
+  grid = schedules.schedule('beta', 72, shift=5.0)
+  assert grid[1] > flow_grids.HIGHEST and grid[0] == 2 * grid[1]
+
+
+def test_quantiles_of_a_narrow_beta_distribution():
+  """Its median is its mean by symmetry; the probability of what lies below 1 rounds to 1."""
+  assert quantile_grids.beta_quantile(np.array([0.5]), 100.0, 100.0) == pytest.approx(0.5)
+  np.testing.assert_array_equal(quantile_grids.beta_quantile(np.array([0.0, 1.0]), 0.1, 100.0),
+                                [0, 1])
 
 
 def test_normal_and_sgm_uniform_of_a_flow_share_their_steps():

@@ -78,6 +78,14 @@ def test_ends_of_gamma_are_euler_and_lcm():
   np.testing.assert_array_equal(strong.noise, lcm.noise)
 
 
+def test_gamma_0_draws_nothing_on_a_network_s_levels_and_between_them():
+  """Steps of the same levels go by the table and back, and rounding is no noise."""
+  for grid in (*(samplers.schedule('lcm', n) for n in (7, 25, 50)), GRID):
+    table = samplers.make('tcd', grid, gamma=0.0, alphas_cumprod='stable_diffusion')
+    assert not table.noise.any()
+    np.testing.assert_allclose(table.mix, samplers.make('euler', grid).mix, atol=1e-12)
+
+
 def test_lcm_is_the_sampler_of_consistency_models_with_a_lowest_level_0():
   grid = [*GRID[:-1], 0.0]
   lcm, other = samplers.make('lcm', grid), samplers.make('consistency', grid, sigma_min=0.0)

@@ -92,6 +92,7 @@ def test_make_and_build_agree_on_middle_levels():
     ({'mid': [15.0, 9.0]}, r'mid must have one level for each of 3 steps, got shape \(2,\); leave'),
     ({'mid': [851, 751, 651]}, 'mid must lie between the levels 0.05 and 20 in step 0, got 851; '),
     ({'mid': [15.0, 9.0, 0.05]}, 'mid must lie between the levels 0.05 and 20 in step 2, got 0.05'),
+    ({'mid': [15.0, 5.0, GRID[3]]}, 'mid must differ from the levels at the ends of step 2, '),
     ({'mid': 'low'}, 'mid must be a list of numbers'),
     ({'alphas_cumprod': 'sd'}, "unknown alphas_cumprod 'sd'"),
 ])
