@@ -11,9 +11,13 @@ import os
 import pathlib
 import secrets
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, BinaryIO
+
+import numpy as np
 
 _SUFFIX = '.partial'
 _WRITERS = 4  # Threads; compression lets go of Python's lock.
@@ -47,6 +51,25 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
                     'choose another --workdir; finished files stay, and the same command goes on '
                     'from there') from error
     raise
+
+
+def read_array(path: pathlib.Path, name: str) -> np.ndarray:
+  """Returns an array of an .npz file that an earlier run wrote.
+
+  Args:
+    path: the file.
+    name: of the array.
+
+  Raises:
+    OSError: if the file is damaged, or no such file.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      return arrays[name]
+  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
+          zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
+    raise OSError(f'files: {path} must be what a run wrote, got something else; delete it and '
+                  'start the same command again') from error
 
 
 def remove_partial(folder: pathlib.Path) -> None:

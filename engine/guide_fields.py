@@ -10,7 +10,8 @@ import samplers
 EULER = 'euler', 'ddim'
 """Solvers of one answer that CFG++ is a scale for each level of."""
 
-_DEFAULTS = {'scale': 1.0, 'calls': 1}  # Of fields that are not None where they are not given.
+DEFAULTS = {'scale': 1.0, 'calls': 1}
+"""Of the fields that are not None where they are not given."""
 
 
 def options(config: ml_collections.ConfigDict, name: str,
@@ -136,7 +137,7 @@ def check_plus_plus(name: str, solver: dict[str, Any]) -> None:
 def refuse_leftovers(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for a field that is given where there is no guidance."""
   for field in config:
-    if field not in ('method', 'classifier') and config[field] != _DEFAULTS.get(field):
+    if field not in ('method', 'classifier') and config[field] != DEFAULTS.get(field):
       if field == 'scale':
         raise ValueError(f'config.guidance.scale: must be 1 without a classifier, got '
                          f'{config.scale}; set config.guidance.classifier or .method')

@@ -115,6 +115,10 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, solver: dict[st
       raise ValueError(f'config.guidance.{field}: must be {rule} with the method {name!r}, got '
                        f'{config[field]}; it is the network of {owner!r}')
   interval = guide_fields.interval(config.interval, name)
+  if interval and not (interval[0] < sigmas[0] and interval[1] >= sigmas[sigmas > 0][-1]):
+    raise ValueError('config.guidance.interval: must hold levels of the run, which go from '
+                     f'{sigmas[0]:g} to {sigmas[sigmas > 0][-1]:g}, got {config.interval!r}; '
+                     "such as '0.3,5'")
   ramp = guide_fields.ramp(config.ramp, name)
   options = guide_fields.options(config, name, solver)
   if name == 'classifier':
@@ -182,7 +186,7 @@ def check_labels(guide: Guide | None, labels: np.ndarray, text: str) -> None:
     ValueError: if the guidance needs classes and an image has none.
   """
   if guide and guide.method.name != 'autoguidance' and labels.min() < 0:
-    raise ValueError('config.labels: must be classes for a classifier to guide to, got '
+    raise ValueError('config.labels: must be classes for guidance to lead to, got '
                      f"{text!r}; give 'random', 'balanced' or a list")
 
 

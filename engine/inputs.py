@@ -138,7 +138,7 @@ def _npz(field, path):
           NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
     if str(error).startswith(field):
       raise
-    raise wrong(f'{str(path)!r} ({type(error).__name__}: {error})') from None
+    raise wrong(f'{str(path)!r} ({type(error).__name__})') from None
   if not all(isinstance(part, np.ndarray | None) for part in (images, labels)):
     raise wrong(f'{str(path)!r} with bytes that are no array')  # As NumPy gives what has no header.
   if images.ndim == 3:

@@ -148,8 +148,10 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
     seconds = _invert(plan, missing, folder, progress)
   errors = [_read_rms(_latent(folder, seed)) for seed in results.seeds.tolist()]
   seconds['total'] = time.perf_counter() - started
+  labels = dict(zip(results.seeds.tolist(), plan.labels.tolist(), strict=True))
   results_lib.pack(results, plan.labels, lambda seed: (
-      [('original', plan.pictures.take(np.array([seed]))[0])], []))
+      [(results_lib.say(seed, labels[seed]), plan.pictures.take(np.array([seed]))[0])], []),
+      {seed: f'back, RMS {error:.3f}' for seed, error in zip(labels, errors, strict=True)})
   results_lib.complete(results, {
       'mode': 'invert', 'config': plan.config, **generate.describe(plan.model),
       'input': results.identity['input'], 'schedule': plan.schedule, 'sigmas': plan.sigmas.tolist(),
@@ -207,5 +209,4 @@ def _latent(folder, seed):
 
 
 def _read_rms(path):
-  with np.load(path) as arrays:
-    return round(float(arrays['rms']), 6)
+  return round(float(files.read_array(path, 'rms')), 6)

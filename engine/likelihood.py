@@ -5,7 +5,6 @@ solver ddpm runs.
 """
 
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any
@@ -103,7 +102,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
                          'seeds_from': config.seeds_from},
               'model': model.identity,
               'input': {'images': pictures.name, 'sha256': pictures.sha256}}
-  identity_lib.check(pathlib.Path(workdir), identity)
+  if identity_lib.check(pathlib.Path(workdir), identity):
+    _check_seeds(pathlib.Path(workdir) / _MANIFEST, seeds)
   folder = files.check_folder(workdir)
   own = {field: value for field, value in config.likelihood.items() if value is not None}
   return Plan(config={**given, 'likelihood': own}, model=model, identity=identity, sigmas=sigmas,
@@ -113,6 +113,8 @@ def plan(config: ml_collections.ConfigDict, workdir: str) -> Plan:
 
 def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> str:
   """Measures the images of a plan that were not measured yet, and writes likelihood.json.
+
+  What was measured of each image stays in the workdir, so that more seeds may be asked for later.
 
   Args:
     plan: what `plan` returns.
@@ -155,9 +157,6 @@ def run(plan: Plan, progress: progress_lib.Progress = progress_lib.silent) -> st
       'seeds': plan.seeds.tolist(),
       'labels': [None if label < 0 else label for label in plan.labels.tolist()],
       **plan.method.report(measured)})
-  for part in parts.glob('*.json'):
-    part.unlink()
-  parts.rmdir()
   return f'{told}, {seconds["total"]:.1f} s; see {_MANIFEST} and {_PLOT} in {plan.folder}'
 
 
@@ -182,5 +181,14 @@ def _measure(plan, missing, parts, progress):
 
 def _read(parts):
   """What was measured so far: seed -> its numbers."""
-  return {int(seed): numbers for file in parts.glob('*.json')
-          for seed, numbers in json.loads(file.read_text()).items()}
+  return {int(seed): numbers for file in parts.glob('*.json')  # Named after the first seed in it.
+          for seed, numbers in identity_lib.read_result(file, [str(int(file.stem))]).items()}
+
+
+def _check_seeds(manifest, seeds):
+  """Raises ValueError if a report is there that knows more images."""
+  earlier = identity_lib.read_result(manifest, ('seeds',))
+  others = set(earlier['seeds'] if earlier else ()).difference(seeds.tolist())
+  if others:
+    raise ValueError(f'workdir: must hold no images of other seeds, got seed {min(others)} in '
+                     f'{manifest}; add it to config.seeds or choose another --workdir')

@@ -40,7 +40,7 @@ def plan(config: ml_collections.ConfigDict, given: dict[str, Any], model: models
   options = resolve.options(given['solver'])
   if config.solver.name != 'ddpm' or options.keys() - {'variance'}:
     raise ValueError('config.solver: must be ddpm, with no option but variance, for the bound of '
-                     f'its chain, got {config.solver.name} {options or ""}; set '
+                     f'its chain, got {" ".join([config.solver.name, *options])}; set '
                      '--config.solver.name=ddpm, or --config.likelihood.method=ode')
   variance = options.get('variance', samplers.options('ddpm')['variance'])
   learned = variance == 'learned'

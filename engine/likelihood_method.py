@@ -83,7 +83,7 @@ def draw_in_order(path: pathlib.Path, found: Sequence[dict[str, Any]],
   most = grid['columns'] * grid['rows']
   if len(order) > most:
     order = np.concatenate([order[:most - most // 2], order[len(order) - most // 2:]])
-  captions = [f'{found[i]["bits_per_dim"]:.3f}, seed {seeds[i]}' for i in order]
+  captions = [f'{found[i]["bits_per_dim"]:.3f} bits, {seeds[i]}' for i in order]
   images.write_png(path, images.grid(pictures.take(seeds[order]), captions, grid['columns'],
                                      grid['size']))
 

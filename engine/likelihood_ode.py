@@ -52,24 +52,24 @@ def plan(config: ml_collections.ConfigDict, model: models.Model, sigmas: np.ndar
                       (ADAPTIVE, *likelihood_lib.SOLVERS))
   checks.check_choice('config.likelihood', 'divergence', own.divergence,
                       likelihood_lib.DIVERGENCES)
-  resolve.check_least('likelihood', own, {'probes': 1, 'max_steps': 1}, 'measuring.py')
+  exact = own.divergence == 'exact'
+  resolve.check_least('likelihood', own, {'max_steps': 1, **({} if exact else {'probes': 1})},
+                      'measuring.py')
   for field in ('rtol', 'atol'):
     checks.check_positive('config.likelihood', field, own[field], '1e-4 is the usual one')
   if len(levels) < 2:
     raise ValueError('config.schedule: must have two levels above 0 or more, got '
                      f'{sigmas.tolist()}; take more steps')
-  exact = own.divergence == 'exact'
   count = 0 if exact else own.probes
   identity = {'likelihood': {
       'method': 'ode', 'solver': own.solver, 'divergence': own.divergence, 'probes': count}}
   if own.solver == ADAPTIVE:
-    numbers = {'rtol': own.rtol, 'atol': own.atol, 'max_steps': own.max_steps}
-    identity['likelihood'] |= numbers | {'sigma_min': float(levels[0]),
-                                         'sigma_max': float(levels[-1])}
+    identity['likelihood'] |= {'rtol': own.rtol, 'atol': own.atol, 'sigma_min': float(levels[0]),
+                               'sigma_max': float(levels[-1])}
     how = {'sigma_min': np.float32(levels[0]), 'sigma_max': np.float32(levels[-1]),
            'rtol': np.float32(own.rtol), 'atol': np.float32(own.atol),
            'max_steps': np.int32(own.max_steps)}
-    manifest = identity
+    manifest = identity  # Without max_steps: an image that has arrived does not depend on it.
   else:
     how = likelihood_lib.steps(levels, own.solver)
     identity['schedule'] = schedule
@@ -117,7 +117,7 @@ def _read(answers, seeds):
       'config.schedule.sigma_min, or look at the model'))
   likelihood_method.check('the ODE', answers['finished'], seeds, (
       'reach the highest level, got image {seed} that did not within config.likelihood.max_steps; '
-      'raise it, or rtol and atol'))
+      'raise it, or in another --workdir rtol and atol'))
   names = 'bits_per_dim', 'log_prior', 'integral'
   return [{**{name: float(answers[name][i]) for name in names}, 'nfe': int(answers['nfe'][i]),
            'probe_error': _error(answers['by_probe'][i])} for i in range(len(seeds))]
@@ -131,8 +131,9 @@ def _error(bits):
 
 
 def _report(found):
-  return {name: [some[name] for some in found]
-          for name in ('bits_per_dim', 'probe_error', 'log_prior', 'integral', 'nfe')}
+  return {**{name: [some[name] for some in found]
+             for name in ('bits_per_dim', 'log_prior', 'integral', 'nfe')},
+          'probe_errors': [some['probe_error'] for some in found]}
 
 
 def _follow(count):

@@ -10,6 +10,7 @@ import models
 import samplers
 from engine import (
   grid_files,
+  guide_fields,
   images,
   inputs as inputs_lib,
   prompts,
@@ -188,16 +189,26 @@ def refuse(config: ml_collections.ConfigDict, job: str, guided: bool = False) ->
     job: the mode that runs.
     guided: whether it takes guidance.
   """
-  guidance = [] if guided else [f'guidance.{name}' for name in config.guidance
-                                if name not in ('scale', 'calls')]  # Numbers, where not given.
+  guidance = [] if guided else [f'guidance.{name}' for name in config.guidance]
   for field in ('predictor.path', 'condition.task', 'condition.image', 'condition.mask', *guidance):
     group, name = field.split('.')
-    if config[group][name] is not None:
+    usual = guide_fields.DEFAULTS.get(name) if group == 'guidance' else None
+    if config[group][name] != usual:
       raise ValueError(f'config.{field}: must be left out with --mode={job}, got '
                        f'{config[group][name]}; the mode generate has it')
   if config.share != '0/1':
     raise ValueError(f'config.share: must be 0/1 with --mode={job}, got {config.share}; give each '
                      'machine seeds and a workdir of its own')
+
+
+def model_flags(given: dict[str, Any]) -> dict[str, Any]:
+  """Returns the fields that name the model of a run, for its command: 'model.path' -> value.
+
+  Args:
+    given: the fields that were given, see `given`.
+  """
+  return {f'model.{field}': value for field, value in given['model'].items()
+          if field != 'name' or 'path' not in given['model']}
 
 
 def _numbers(option, value):

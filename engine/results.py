@@ -23,7 +23,7 @@ import pathlib
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -147,13 +147,15 @@ Cell = tuple[str, np.ndarray]
 
 
 def pack(results: Results, labels: np.ndarray,
-         beside: Callable[[int], tuple[list[Cell], list[Cell]]] = lambda seed: ([], [])) -> None:
+         beside: Callable[[int], tuple[list[Cell], list[Cell]]] = lambda seed: ([], []),
+         captions: Mapping[int, str] | None = None) -> None:
   """Writes what is made of all images: the grid, and samples.npz for the format npz.
 
   Args:
     results: of the run; no image is missing.
     labels: np.int32 (n,), below 0 without a class.
     beside: what the grid shows before and after the image of a seed, the same number for all.
+    captions: of the images by seed; None: label and seed.
 
   Raises:
     OSError: if a file cannot be read or written.
@@ -164,13 +166,18 @@ def pack(results: Results, labels: np.ndarray,
   for seed, label in zip(results.seeds[:per_row * results.grid['rows']].tolist(), labels.tolist(),
                          strict=False):
     before, after = beside(seed)
-    caption = f'seed {seed}' if label < 0 else f'{label}, seed {seed}'
+    caption = captions[seed] if captions else say(seed, label)
     cells += [*before, (caption, images.read_png(path(results, seed))), *after]
-  captions, pictures = zip(*cells, strict=True)
+  texts, pictures = zip(*cells, strict=True)
   images.write_png(results.folder / _GRID, images.grid(
-      np.stack(pictures), captions, per_row * group, results.grid['size']))
+      np.stack(pictures), texts, per_row * group, results.grid['size']))
   if results.format == 'npz':
     _write_npz(results, labels, pictures[0].shape)
+
+
+def say(seed: int, label: int) -> str:
+  """Returns the usual caption of an image; a label below 0 is no class."""
+  return f'seed {seed}' if label < 0 else f'{label}, seed {seed}'
 
 
 def complete(results: Results, manifest: dict[str, Any]) -> None:

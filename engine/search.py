@@ -386,8 +386,7 @@ def _say(plan, grids, note):
 def _command(plan, grid):
   """The command line that samples on a grid."""
   given = plan.config
-  flags = {'model.path' if 'path' in given['model'] else 'model.name':
-           given['model'].get('path', given['model']['name']),
+  flags = {**resolve.model_flags(given),
            'schedule.name': 'explicit',
            'schedule.path': plan.folder / grid_files.name(grid['num_steps']),
            'solver.name': plan.student.name,

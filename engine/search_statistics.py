@@ -9,8 +9,6 @@ import dataclasses
 import pathlib
 import shlex
 import time
-import zipfile
-import zlib
 from typing import Any
 
 import ml_collections
@@ -212,7 +210,7 @@ def _images(plan, parts, progress):
       plan.model.params, plan.teacher, np.float32(plan.sigmas[0]), guide and guide.constants))
   path = parts / 'samples.npz'
   if path.exists():
-    return _load(path, 'samples')
+    return files.read_array(path, 'samples')
 
   def start(indices):
     seeds = plan.seeds[indices]
@@ -269,7 +267,7 @@ def _measure(plan, what, shared, images, parts, progress):
     indices = (missing[:, None] * count + np.arange(count)).reshape(-1)
     batches.run(indices, plan.batch_size, start, finish, progress, f'measuring {what}',
                 (len(names) - len(missing)) * count)
-  return np.stack([_load(name, 'mean') for name in names], axis=1)
+  return np.stack([files.read_array(name, 'mean') for name in names], axis=1)
 
 
 def _labels(plan, indices):
@@ -282,16 +280,6 @@ def _mean(plan, means):
   return means if plan.kind == 'element' else means.mean(axis=(1, 2, 3), keepdims=True)
 
 
-def _load(path, name):
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return arrays[name]
-  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
-          zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
-    raise OSError(f'search: {path} must be what a run wrote, got something else; delete it and '
-                  'start the same command again') from error
-
-
 def _recipe(plan):
   """What was measured, in one line."""
   data = plan.pictures.name if plan.pictures else 'of its own'
@@ -301,8 +289,7 @@ def _recipe(plan):
 
 def _say(plan, note):
   given = plan.config
-  flags = {'model.path' if 'path' in given['model'] else 'model.name':
-           given['model'].get('path', given['model']['name'])}
+  flags = resolve.model_flags(given)
   flags |= {f'schedule.{field}': value for field, value in given['schedule'].items()
             if field != 'num_steps'}
   flags |= {'solver.name': dpm_v3.NAME, 'solver.statistics': plan.folder / _FILE}

@@ -93,7 +93,7 @@ def _load(field, path):
     raise ValueError(f'{field}: must be a file that is there, got {path}; {_MEASURE}') from None
   except (OSError, ValueError, TypeError, KeyError, AttributeError, EOFError, RecursionError,
           NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-    raise _none(field, path, str(error) or type(error).__name__) from None
+    raise _none(field, path, getattr(error, 'strerror', None) or type(error).__name__) from None
   if not isinstance(about, dict) or about.get('format') != FORMAT:
     raise _none(field, path, 'another format')
   if any(not np.issubdtype(array.dtype, np.floating) for array in arrays.values()):

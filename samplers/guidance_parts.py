@@ -141,10 +141,12 @@ def guide(name: str, denoise: Denoiser | Several, others: tuple[Denoiser | None,
 
 def _guided(name, several, count, rule, interval, remembers):
   def answers(x, sigma, memory):
-    wanted, *rest = several(x, sigma)
-    if len(rest) != count:
-      raise ValueError(f'{name}: must have {count + 1} answers, got {len(rest) + 1}; see '
-                       'guidance.paired')
+    found = several(x, sigma)
+    if not isinstance(found, tuple | list) or len(found) != count + 1:
+      got = len(found) if isinstance(found, tuple | list) else 'one denoiser'
+      raise ValueError(f'{name}: must have {count + 1} answers, got {got}; give as many denoisers, '
+                       'or see guidance.paired')
+    wanted, *rest = found
     other = rest[0]
     moved, kept = rule(x, sigma, memory, wanted, *rest)
     if interval is None:

@@ -12,7 +12,7 @@ from samplers.guidance_parts import Denoiser, Scale, Several
 
 @parts.register
 def apg(denoise: Denoiser | Several, denoise_uncond: Denoiser | None, scale: Scale, *,
-        eta: float = 0.0, norm_threshold: float = 0.0, momentum: float = 0.0,
+        eta: float = 0.0, norm_threshold: float = 0.0, momentum: float | None = None,
         interval: Any = None) -> Denoiser:
   """Returns adaptive projected guidance: less saturation at high scales.
 
@@ -31,6 +31,7 @@ def apg(denoise: Denoiser | Several, denoise_uncond: Denoiser | None, scale: Sca
     eta: of the part along the conditional answer, which saturates; 1 keeps it.
     norm_threshold: highest |d|, in units of the image's norm; 0: no limit.
     momentum: between -1 and 1; negative in the paper, -0.75 to -0.5. A traced one counts as one.
+      None or 0: none.
     interval: as `classifier_free`.
 
   Returns:
@@ -42,6 +43,7 @@ def apg(denoise: Denoiser | Several, denoise_uncond: Denoiser | None, scale: Sca
   parts.check('apg', 'eta', eta, np.isfinite, 'be a finite number', '0 is usual, 1 no projection')
   parts.check('apg', 'norm_threshold', norm_threshold, lambda most: 0 <= most < np.inf,
          'be a finite number of at least 0', '0 is no limit')
+  momentum = 0.0 if momentum is None else momentum
   parts.check('apg', 'momentum', momentum, lambda momentum: -1 < momentum < 1,
          'be between -1 and 1', '-0.5 is usual, 0 none')
   remembers = isinstance(momentum, jax.Array) or momentum != 0

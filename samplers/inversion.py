@@ -43,8 +43,8 @@ def tables(name: str, sigmas: Sequence[float] | np.ndarray, *, afs: bool = False
       fewer than two levels above 0.
   """
   if name in registry.LOOPS:
-    raise ValueError(f'inversion: solver must be a table, got {name}, which looks at what the '
-                     'network says; take euler, heun or dpmpp')
+    raise ValueError(f'inversion: solver must be a table, got {name}, which has a loop of '
+                     'its own; take euler, heun or dpmpp')
   levels = checks.check_grid(name, sigmas)
   down = registry.make(name, levels, afs=afs, denoise_to_zero=denoise_to_zero, **options)
   if np.any(down.noise):
@@ -82,8 +82,8 @@ def check_images(name: str, images: Any) -> None:
   bad = np.flatnonzero(~(np.abs(flat) <= 1))
   if bad.size:
     where = tuple(int(i) for i in np.unravel_index(bad[0], values.shape))
-    raise ValueError(f'{name}: images must lie in [-1, 1], got {flat[bad[0]]:g} at {where}; 8-bit '
-                     'images come there as pixels / 127.5 - 1')
+    raise ValueError(f'{name}: images must lie in [-1, 1], got {flat[bad[0]].item()!r} at {where}; '
+                     '8-bit images come there as pixels / 127.5 - 1')
 
 
 def target_level(sigmas: Sequence[float] | np.ndarray) -> table_lib.Table:

@@ -245,7 +245,13 @@ def dequantize(pixels: jax.Array, key: jax.Array) -> jax.Array:
 
   Returns:
     float32 of the same shape.
+
+  Raises:
+    ValueError: if the images are of another type.
   """
+  if pixels.dtype != jnp.uint8:
+    raise ValueError(f'dequantize: pixels must be uint8, got {pixels.dtype}; leave it out for '
+                     'images that are no 8-bit ones')
   u = jax.vmap(lambda key: jax.random.uniform(key, pixels.shape[1:], jnp.float32))(key)
   return (pixels.astype(jnp.float32) + u) / 128 - 1
 

@@ -70,9 +70,9 @@ BLURRY = '--config.input.images=gaussian_digits'
         '000000.png', '000001.png', '000002.png', 'latents', 'grid.png', 'manifest.json',
         'run.json'}),
     (['--mode=likelihood', '--config.solver.name=ddpm', BLURRY], 'bits per dimension', {
-        'likelihood.json', 'likelihood.png', 'run.json'}),
+        'likelihood.json', 'likelihood.png', 'parts', 'run.json'}),
     (['--mode=likelihood', '--config.likelihood.solver=heun_log', BLURRY], 'bits per dimension', {
-        'likelihood.json', 'likelihood.png', 'run.json'}),
+        'likelihood.json', 'likelihood.png', 'parts', 'run.json'}),
     ([f'--config={ROOT}/configs/inpaint.py'], 'inpaint of', {
         '000000.png', '000001.png', '000002.png', 'grid.png', 'manifest.json', 'run.json'}),
 ])

@@ -63,7 +63,7 @@ def test_scales_share_one_program_and_change_the_run(tmp_path):
 @pytest.mark.parametrize('fields, message', [
     ({'guidance__scale': 2.0}, 'guidance.scale: must be 1 without a classifier, got 2.0'),
     ({**GUIDED, 'guidance__scale': float('inf')}, 'scale: must be a finite number, got inf'),
-    ({**GUIDED, 'labels': 'none'}, "labels: must be classes for a classifier .* got 'none'"),
+    ({**GUIDED, 'labels': 'none'}, "labels: must be classes for guidance .* got 'none'"),
     ({**GUIDED, 'guidance__classifier': 'nowhere'}, "unknown model 'nowhere'.*digits_classifier"),
     ({**GUIDED, 'guidance__classifier': str(models.model.ASSETS / 'digits')},
      'must be a classifier, got the denoiser'),

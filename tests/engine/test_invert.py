@@ -102,3 +102,13 @@ def test_bad_input(tmp_path, fields, message):
 
 def test_default_config_has_no_images():
   assert default.get_config().input.images is None
+
+
+def test_a_damaged_latent_is_named(tmp_path):
+  fields = {'model__name': 'digits_exact', 'seeds': '0-1', 'batch_size': 2, 'labels': 'none',
+            'input__images': 'gaussian_digits', 'schedule__num_steps': 2, 'solver__name': 'euler'}
+  invert.run(invert.plan(get_config(**fields), str(tmp_path)))
+  (tmp_path / 'latents' / '000001.npz').write_bytes(b'junk')
+  (tmp_path / 'manifest.json').unlink()
+  with pytest.raises(OSError, match='000001.npz must be what a run wrote, .*; delete it and start'):
+    invert.run(invert.plan(get_config(**fields), str(tmp_path)))

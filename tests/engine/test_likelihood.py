@@ -53,7 +53,8 @@ def test_the_ode_gives_the_density_of_the_model(simple, tmp_path):
   bits = 7 - np.logaddexp.reduce(logs, axis=1) / (192 * np.log(2))
   # Tens of steps, each off by up to 1e-4 nats per dimension.
   np.testing.assert_allclose(found['bits_per_dim'], bits, rtol=0, atol=2e-3)
-  assert found['probe_error'] == [None] * 5 and found['labels'] == labels.tolist()
+  assert found['probe_errors'] == [None] * 5 and found['probe_error'] is None
+  assert found['labels'] == labels.tolist()
   assert found['mean'] == pytest.approx(np.mean(bits), abs=2e-3)
   assert found['standard_error'] == pytest.approx(np.std(bits, ddof=1) / np.sqrt(5), abs=2e-3)
   assert f'{found["mean"]:.3f} +- {found["standard_error"]:.3f} bits per dimension by the' in told
@@ -71,15 +72,33 @@ def test_numbers_belong_to_their_images_whatever_is_measured_beside_them(simple,
   some = read(tmp_path / 'b')
   np.testing.assert_allclose(some['bits_per_dim'], np.array(whole['bits_per_dim'])[[4, 2]],
                              rtol=1e-5)
-  np.testing.assert_allclose(some['probe_error'], np.array(whole['probe_error'])[[4, 2]],
+  np.testing.assert_allclose(some['probe_errors'], np.array(whole['probe_errors'])[[4, 2]],
                              rtol=1e-2)  # Differences of numbers that agree to five digits.
   plan = get_plan(tmp_path / 'c', **fields)
   kill(plan)
   assert len(list((tmp_path / 'c' / 'parts').glob('*.json'))) == 1
   likelihood.run(plan)
   np.testing.assert_allclose(read(tmp_path / 'c')['bits_per_dim'], whole['bits_per_dim'], rtol=1e-5)
-  assert not (tmp_path / 'c' / 'parts').exists()
   assert likelihood.run(plan).startswith('nothing to do: 5 images of gaussian_digits: ')
+  assert 0 < whole['probe_error'] < whole['standard_error']  # Of the mean.
+
+
+def test_more_images_are_measured_beside_those_that_are_there(simple, tmp_path, monkeypatch):
+  fields = {'likelihood__solver': 'heun_log', 'schedule__num_steps': 3, 'labels': 'none'}
+  likelihood.run(get_plan(tmp_path, **fields, seeds='0-3'))
+  before = read(tmp_path)['bits_per_dim']
+  measured = []
+  run = likelihood.batches.run
+  monkeypatch.setattr(likelihood.batches, 'run', lambda indices, *rest: (
+      measured.extend(indices.tolist()), run(indices, *rest))[1])
+  likelihood.run(get_plan(tmp_path, **fields, seeds='0-5'))
+  assert measured == [4, 5] and read(tmp_path)['bits_per_dim'][:4] == before
+  with pytest.raises(ValueError, match='must hold no images of other seeds, got seed 2 in'):
+    get_plan(tmp_path, **fields, seeds='0-1')
+  part = next((tmp_path / 'parts').glob('*.json'))
+  part.write_text('{"half')
+  with pytest.raises(OSError, match=f'{part.name} must be what a run wrote, .*; delete it and'):
+    likelihood.run(get_plan(tmp_path, **fields, seeds='0-6'))
 
 
 def kill(plan):
@@ -99,6 +118,8 @@ def test_an_image_that_takes_too_many_steps_is_named(simple, tmp_path):
   plan = get_plan(tmp_path, likelihood__max_steps=2, likelihood__probes=1)
   with pytest.raises(FloatingPointError, match='must reach the highest level, got image 0 that'):
     likelihood.run(plan)
+  likelihood.run(get_plan(tmp_path, likelihood__probes=1))  # The remedy, in the same folder.
+  assert min(read(tmp_path)['nfe']) > 12
 
 
 def test_the_bound_is_told_by_step_and_no_less_than_the_density(simple, tmp_path):

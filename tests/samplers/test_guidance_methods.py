@@ -287,8 +287,10 @@ def test_missing_answers():
     return x
   with pytest.raises(ValueError, match='perp_neg: must have 3 denoisers, got 2; or give all'):
     guidance.perp_neg(one, one, 2.0)
-  with pytest.raises(ValueError, match='perp_neg: must have 3 answers, got 2; see guidance.paired'):
+  with pytest.raises(ValueError, match='perp_neg: must have 3 answers, got 2; give as many denois'):
     guidance.perp_neg(lambda x, sigma: (x, x), None, 2.0)(X, 1.0)
+  with pytest.raises(ValueError, match='apg: must have 2 answers, got one denoiser; give as many'):
+    guidance.apg(one, None, 2.0)(X[:2], 1.0)  # A batch of two images is not two answers.
   with pytest.raises(ValueError, match="unknown guidance 'cfg'; did you mean .*known: apg, cfg_n"):
     guidance.options('cfg')
 
