@@ -20,6 +20,7 @@ _COLORS = ('#3b82f6', '#f97316', '#10b981', '#e11d48', '#8b5cf6', '#b58900', '#0
 _MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')  # Their number shares no factor with the colours'.
 _INK = '#7b8190'  # Of texts and axes in the page, whose own colour takes its place.
 _DODGE = 0.006  # Between the bars of neighbouring solvers, as a share of the axis.
+_WIDEST = 0.06  # Of all bars at one NFE: half the way to the next, at most.
 
 
 class Style(NamedTuple):
@@ -180,10 +181,11 @@ def _draw(axes, report, metric, setting, prefix):
   looks, series = styles(report), _series(report, metric.field, setting)
   span = _ranges(report, metric)
   width = math.log(span.nfe[1] / span.nfe[0])
+  dodge = min(_DODGE, _WIDEST / len(series)) if series else 0
   for index, (solver, cells) in enumerate(series.items()):
     style = looks[solver]
     # Side by side, since solvers are measured at the same NFE and their bars would coincide.
-    shift = 0 if metric.field == 'rms' else (index - (len(series) - 1) / 2) * _DODGE
+    shift = 0 if metric.field == 'rms' else (index - (len(series) - 1) / 2) * dodge
     x = [cell['nfe'] * math.exp(shift * width) for cell in cells]
     y = [cell[metric.field] for cell in cells]
     handles[solver], = axes.plot(
