@@ -47,7 +47,7 @@ def guided() -> ml_collections.ConfigDict:
   """Returns the config of the second command in configs/compare_all.py."""
   config = compare_all.get_config()
   config.guidance.method, config.guidance.scale, config.labels = 'classifier_free', 2.0, 'balanced'
-  config.compare.seeds, config.compare.search = '0-255', 32
+  config.compare.seeds, config.compare.search = '0-255', 128
   return config
 
 

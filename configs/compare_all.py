@@ -8,7 +8,7 @@ and the same under guidance, whose statistics are others:
 
   python main.py --mode=compare --config=configs/compare_all.py --workdir=out/compare_guided \
     --config.guidance.method=classifier_free --config.guidance.scale=2 --config.labels=balanced \
-    --config.compare.seeds=0-255 --config.compare.search=32
+    --config.compare.seeds=0-255 --config.compare.search=128
 
 A killed run goes on where it was. docs/choosing_a_solver.md tells what came out.
 """

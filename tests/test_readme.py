@@ -21,7 +21,8 @@ import main
 import models
 import samplers
 from configs import default
-from engine import commandline, generate
+from engine import commandline, generate, statistics_files
+from samplers import dpm_v3
 from tests.engine.test_convert import convert
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -151,6 +152,11 @@ def test_command_lines_make_a_plan(line, tmp_path, monkeypatch):
       tar.extractall(tmp_path, filter='data')
     source = next(path.parent for path in tmp_path.rglob('model_index.json'))
     convert(source, tmp_path / 'checkpoints' / 'sd-v1-4', self_check=False)
+  if 'solver.statistics=' in line:
+    levels, ones = np.geomspace(80, 0.002, 5), np.ones((5, 1, 1, 1))
+    (tmp_path / 'statistics').mkdir()
+    statistics_files.write(tmp_path / 'statistics' / 'statistics.npz', dpm_v3.Statistics(
+        levels, ones, 0 * ones, 0 * ones), models.load('digits'), {})
   if '--mode=evaluate' in line:
     config = default.get_config()
     config.model.name, config.solver.name, config.seeds = 'digits_exact', 'euler', '0-3'
