@@ -107,6 +107,17 @@ def check_noise(name: str, eta: Any, s_noise: Any, xp: Any) -> None:
                        'is deterministic, 1 the usual strength')
 
 
+def check_split(name: str, eta: Any, s_noise: Any, xp: Any) -> None:
+  """As `check_noise`; and raises ValueError for an eta above 1 where the levels are traced.
+
+  A step may then end at down = 0, which changes the rows or their formula: it has to be known.
+  """
+  check_noise(name, eta, s_noise, xp)
+  if xp is not np and isinstance(eta, float | int) and eta > 1:
+    raise ValueError(f'{name}: eta must be at most 1 where the levels are traced, got {eta!r}; '
+                     'build the table on the host with make')
+
+
 def known_zero(value: Any) -> bool:
   """Says whether a value is known to be 0; that of a traced one never is."""
   return isinstance(value, float | int) and value == 0
@@ -132,11 +143,7 @@ def noise_of(up: Any, eta: Any, s_noise: Any, s: Any, s1: Any) -> dict[str, Any]
 
 def _two_stages(name, levels, eta, s_noise, advance, xp):
   """Steps with a stage at m; slots: state, start of the step."""
-  check_noise(name, eta, s_noise, xp)
-  if xp is not np and isinstance(eta, float | int) and eta > 1:
-    # The number of rows depends on where down = 0.
-    raise ValueError(f'{name}: eta must be at most 1 where the levels are traced, got {eta!r}; '
-                     'build the table on the host with make')
+  check_split(name, eta, s_noise, xp)
   x, start, denoised = xp.eye(3)
   rows = []
   for s, s1 in zip(levels, levels[1:], strict=False):

@@ -114,12 +114,7 @@ def dpmpp_2s_ancestral_cfg_pp(levels: Sequence[Any], *, eta: float = 1.0, s_nois
   Raises:
     ValueError: if eta or s_noise is below 0, or eta above 1 where the levels are traced.
   """
-  name = 'dpmpp_2s_ancestral_cfg_pp'
-  ancestral.check_noise(name, eta, s_noise, xp)
-  if xp is not np and isinstance(eta, float | int) and eta > 1:
-    # The number of rows depends on where down = 0.
-    raise ValueError(f'{name}: eta must be at most 1 where the levels are traced, got {eta!r}; '
-                     'build the table on the host with make')
+  ancestral.check_split('dpmpp_2s_ancestral_cfg_pp', eta, s_noise, xp)
   x, start, guided, unguided = xp.eye(4)
   rows = []
   for s, s1 in zip(levels, levels[1:], strict=False):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from samplers import checks, coefficients, levels as levels_lib, registry
-from samplers.ancestral import check_noise, noise_of
+from samplers.ancestral import check_split, noise_of
 from samplers.dpmpp import log_step
 from samplers.table import Row, Table, assemble
 
@@ -39,11 +39,7 @@ def res_multistep(levels: Sequence[Any], *, eta: float = 0.0, s_noise: float = 1
   Raises:
     ValueError: if eta or s_noise is below 0, or eta above 1 where the levels are traced.
   """
-  check_noise('res_multistep', eta, s_noise, xp)
-  if xp is not np and isinstance(eta, float | int) and eta > 1:
-    # Where down = 0 the formula changes.
-    raise ValueError(f'res_multistep: eta must be at most 1 where the levels are traced, got '
-                     f'{eta!r}; build the table on the host with make')
+  check_split('res_multistep', eta, s_noise, xp)
   x, before, denoised = xp.eye(3)
   rows, past = [], None
   for s, s1 in zip(levels, levels[1:], strict=False):
