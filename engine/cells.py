@@ -127,12 +127,15 @@ def plan(config: ml_collections.ConfigDict, model: models.Model) -> Cells:
                        'config.compare.nfe or take the solver out')
   schedule = schedule_settings[0].text
   firsts = {}
-  for index, cell in enumerate(cells):
-    noisy = any(other.draws for other in cells if other.solver is cell.solver)
-    title = _title(cell.solver.name, noisy)
-    first = firsts.setdefault(title, (cell.solver.text, schedule))
-    cells[index] = cell._replace(title=title, noisy=noisy,
-                                 common=first == (cell.solver.text, cell.schedule.text))
+  drawing = {cell.solver.text for cell in cells if cell.draws}
+  titles = {text: _title(name, text in drawing)
+            for text, name in {cell.solver.text: cell.solver.name for cell in cells}.items()}
+  for text, title in titles.items():
+    firsts.setdefault(title, (text, schedule))
+  cells = [cell._replace(
+      title=titles[cell.solver.text], noisy=cell.solver.text in drawing,
+      common=firsts[titles[cell.solver.text]] == (cell.solver.text, cell.schedule.text))
+           for cell in cells]
   return Cells(cells, refused, schedule, firsts)
 
 
