@@ -9,8 +9,6 @@ import dataclasses
 import functools
 import pathlib
 import time
-import zipfile
-import zlib
 from typing import Any
 
 import ml_collections
@@ -241,25 +239,15 @@ def _measure(plan, missing, parts, progress):
 
 def _list(parts):
   """Seeds of all that was computed so far."""
-  return [seed for file in sorted(parts.glob('*.npz')) for seed in _load(file, ['seeds'])['seeds']]
-
-
-def _load(file, names=None):
-  """Arrays of a part, all or those of these names."""
-  try:
-    with file.open('rb') as opened, np.load(opened, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in (names or arrays.files)}
-  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
-          zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
-    raise OSError(f'analyze: {file} must be what a run wrote, got something else; delete it and '
-                  'start the same command again') from error
+  return [seed for file in sorted(parts.glob('*.npz'))
+          for seed in files.read_arrays('analyze', file, ['seeds'])['seeds']]
 
 
 def _read(parts, seeds):
   """name -> numbers of all images in the order of the seeds."""
   found = {}
   for file in sorted(parts.glob('*.npz')):
-    for name, array in _load(file).items():
+    for name, array in files.read_arrays('analyze', file, more=True).items():
       found.setdefault(name, []).append(array)
   found = {name: np.concatenate(some) for name, some in found.items()}
   place = {seed: index for index, seed in enumerate(found.pop('seeds').tolist())}

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, BinaryIO
 
@@ -53,22 +53,28 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     raise
 
 
-def read_array(path: pathlib.Path, name: str) -> np.ndarray:
-  """Returns an array of an .npz file that an earlier run wrote.
+def read_arrays(job: str, path: pathlib.Path, names: Sequence[str] = (),
+                more: bool = False) -> dict[str, np.ndarray]:
+  """Returns arrays of an .npz file that an earlier run wrote.
 
   Args:
+    job: who asks, for the error.
     path: the file.
-    name: of the array.
+    names: of arrays that it must hold.
+    more: whether all others are wanted too.
+
+  Returns:
+    The arrays by name.
 
   Raises:
     OSError: if the file is damaged, or no such file.
   """
   try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return arrays[name]
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in dict.fromkeys([*names, *(arrays if more else ())])}
   except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
           zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
-    raise OSError(f'files: {path} must be what a run wrote, got something else; delete it and '
+    raise OSError(f'{job}: {path} must be what a run wrote, got something else; delete it and '
                   'start the same command again') from error
 
 

@@ -209,4 +209,4 @@ def _latent(folder, seed):
 
 
 def _read_rms(path):
-  return round(float(files.read_array(path, 'rms')), 6)
+  return round(float(files.read_arrays('invert', path, ['rms'])['rms']), 6)

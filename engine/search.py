@@ -12,8 +12,6 @@ import functools
 import pathlib
 import shlex
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -314,17 +312,8 @@ def _teach(level: bytes, metric: str) -> Callable[..., Any]:
 
 def _read(parts):
   """What was computed so far, in the order of the seeds."""
-  return [_load(file) for file in sorted(parts.glob('*.npz'))]
-
-
-def _load(file):
-  try:
-    with np.load(file, allow_pickle=False) as arrays:
-      return {'seeds': arrays['seeds'], 'total': arrays['total'], **arrays}
-  except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile,
-          zlib.error) as error:  # What NumPy and zipfile raise for bytes that are no .npz.
-    raise OSError(f'search: {file} must be what a run wrote, got something else; delete it and '
-                  'start the same command again') from error
+  return [files.read_arrays('search', file, ['seeds', 'total'], more=True)
+          for file in sorted(parts.glob('*.npz'))]
 
 
 def _with_free_step(plan, indices, found, progress):

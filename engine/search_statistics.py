@@ -210,7 +210,7 @@ def _images(plan, parts, progress):
       plan.model.params, plan.teacher, np.float32(plan.sigmas[0]), guide and guide.constants))
   path = parts / 'samples.npz'
   if path.exists():
-    return files.read_array(path, 'samples')
+    return files.read_arrays('search', path, ['samples'])['samples']
 
   def start(indices):
     seeds = plan.seeds[indices]
@@ -267,7 +267,7 @@ def _measure(plan, what, shared, images, parts, progress):
     indices = (missing[:, None] * count + np.arange(count)).reshape(-1)
     batches.run(indices, plan.batch_size, start, finish, progress, f'measuring {what}',
                 (len(names) - len(missing)) * count)
-  return np.stack([files.read_array(name, 'mean') for name in names], axis=1)
+  return np.stack([files.read_arrays('search', name, ['mean'])['mean'] for name in names], axis=1)
 
 
 def _labels(plan, indices):

@@ -30,6 +30,17 @@ def get_plan(workdir, **overrides):
   return generate.plan(get_config(**fields), str(workdir))
 
 
+def interrupted(run, after=0):
+  """`batches.run` that is stopped after the first batch that ends with number `after` or more."""
+  def stopped(indices, batch_size, start, finish, progress, what, done=0):
+    def until(some, answers):
+      finish(some, answers)
+      if some[-1] >= after:
+        raise KeyboardInterrupt
+    return run(indices, batch_size, start, until, progress, what, done)
+  return stopped
+
+
 def samples(plan):
   """Samples of all seeds of a plan, float32 (n, height, width, channels)."""
   size = devices.share_of(plan.batch_size) * devices.count()

@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import analyzing, default
 from engine import analyze, analyze_plots, inputs
 from models import digits
+from tests.engine.sampling import get_config, interrupted
 
 PNG = {f'{name}.png' for name in analyze_plots.PLOTS} | {analyze_plots.OVERVIEW}
-
-
-def get_config(**fields):
-  config = default.get_config()
-  with config.unlocked():
-    config.analyze = analyzing.get_group()
-  config.update_from_flattened_dict({name.replace('__', '.'): v for name, v in fields.items()})
-  return config
 
 
 def get_plan(workdir, **overrides):
@@ -120,16 +112,6 @@ def test_damaged_files_are_named(tmp_path):
   (tmp_path / 'analysis.json').write_text('{"mode": "anal')
   with pytest.raises(OSError, match='analysis.json must be what a run wrote, .*; delete it and'):
     analyze.run(plan)
-
-
-def interrupted(run):
-  """`batches.run` that is stopped after its first batch."""
-  def stopped(indices, batch_size, start, finish, progress, what, done=0):
-    def once(some, answers):
-      finish(some, answers)
-      raise KeyboardInterrupt
-    return run(indices, batch_size, start, once, progress, what, done)
-  return stopped
 
 
 def test_another_config_is_refused(whole):

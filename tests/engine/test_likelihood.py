@@ -10,7 +10,7 @@ from PIL import Image
 from engine import inputs, likelihood, seeds as seeds_lib
 from samplers import likelihood as likelihood_lib
 from tests.engine import wide
-from tests.engine.sampling import get_config
+from tests.engine.sampling import get_config, interrupted
 
 BOUND = {'solver__name': 'ddpm', 'schedule__num_steps': 50}
 
@@ -103,14 +103,8 @@ def test_more_images_are_measured_beside_those_that_are_there(simple, tmp_path, 
 
 def kill(plan):
   """A run that is stopped after its first batch."""
-  def stopped(indices, batch_size, start, finish, progress, what, done=0):
-    def once(some, answers):
-      finish(some, answers)
-      raise KeyboardInterrupt
-    return run(indices, batch_size, start, once, progress, what, done)
-  run = likelihood.batches.run
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(likelihood.batches, 'run', stopped)
+    patch.setattr(likelihood.batches, 'run', interrupted(likelihood.batches.run))
     likelihood.run(plan)
 
 

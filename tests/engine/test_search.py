@@ -10,25 +10,16 @@ import pytest
 
 import models
 import samplers
-from configs import default, searching
 from engine import generate, grid_files, search, seeds as seeds_lib
 from samplers import gits
-
-
-def get_config(**fields):
-  config = default.get_config()
-  if 'search' not in config:
-    with config.unlocked():
-      config.search = searching.get_group()
-  config.update_from_flattened_dict({name.replace('__', '.'): v for name, v in fields.items()})
-  return config
+from tests.engine import sampling
 
 
 def get_plan(workdir, **overrides):
   """A small search of the exact model; fields as keywords, '__' for the dots."""
   fields = {'batch_size': 4, 'model__name': 'digits_exact', 'search__warm_up': 6,
             'search__teacher_steps': 9, 'search__num_steps': '5,3', 'search__seed': 40, **overrides}
-  return search.plan(get_config(**fields), str(workdir))
+  return search.plan(sampling.get_config(**fields), str(workdir))
 
 
 def read(folder):
@@ -94,7 +85,7 @@ def sample_plan(told, folder):
   fields = dict(flag.removeprefix('--config.').split('=', 1) for flag in flags)
   values = {name: {'True': True}.get(value, int(value) if value.isdigit() else value)
             for name, value in fields.items()}
-  return generate.plan(get_config(**values), str(folder / 'sampled'))
+  return generate.plan(sampling.get_config(**values), str(folder / 'sampled'))
 
 
 def test_a_complete_run_is_not_repeated_and_another_one_refused(found, monkeypatch):
@@ -108,15 +99,8 @@ def test_a_complete_run_is_not_repeated_and_another_one_refused(found, monkeypat
 
 def test_a_killed_run_goes_on_to_the_same_grids(found, tmp_path, monkeypatch):
   plan = get_plan(tmp_path, batch_size=2)
-  whole = search.batches.run
-
-  def stopped(indices, batch_size, start, finish, progress, what, done=0):
-    def once(some, answers):
-      finish(some, answers)
-      raise KeyboardInterrupt
-    return whole(indices, batch_size, start, once, progress, what, done)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(search.batches, 'run', stopped)
+    patch.setattr(search.batches, 'run', sampling.interrupted(search.batches.run))
     search.run(plan)
   part, = (tmp_path / 'parts').iterdir()
   assert not (tmp_path / 'search.json').exists() and not list(tmp_path.glob('grid-*'))

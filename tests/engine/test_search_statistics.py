@@ -147,14 +147,9 @@ def test_a_run_takes_them(found, tmp_path):
 
 
 def test_a_killed_measurement_goes_on(found, tmp_path, monkeypatch):
-  plan, whole = get_plan(tmp_path), search_statistics.batches.run
-
-  def stopped(indices, batch_size, start, finish, progress, what, done=0):
-    def until(some, answers):
-      finish(some, answers)
-      if some[-1] >= 7:  # In the second level, after the first was written.
-        raise KeyboardInterrupt
-    return whole(indices, batch_size, start, until, progress, what, done)
+  plan = get_plan(tmp_path)
+  # In the second level, after the first was written.
+  stopped = sampling.interrupted(search_statistics.batches.run, after=7)
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(search_statistics.batches, 'run', stopped)
     search.run(plan)
